@@ -1,0 +1,12 @@
+"""Gaussian-process-focused variational inference on PyTorch and GPyTorch.
+
+One idea: every approximation is a structured Gaussian prior that is conditioned on Gaussian sites.
+"""
+
+from importlib.metadata import version
+
+from gpvi.estimators import GPRegressor
+
+__all__ = ["GPRegressor", "__version__"]
+
+__version__ = version("gpvi")

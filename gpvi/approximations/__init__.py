@@ -1,0 +1,41 @@
+"""Structured Gaussian priors: what is conditioned on Gaussian sites."""
+
+from gpvi.approximations._residual import ResidualDraw
+from gpvi.approximations.base import Approximation, Draw, Marginals, Posterior, Prior
+from gpvi.approximations.exact import Exact, ExactPosterior, ExactPrior
+from gpvi.approximations.gaussian_process import GaussianProcess, GaussianProcessLike
+from gpvi.approximations.grouped import GroupedPosterior, GroupedPrior
+from gpvi.approximations.inducing import InducingPoints
+from gpvi.approximations.inducing_prior import InducingPosterior, InducingPrior
+from gpvi.approximations.plan import GroupIndex, Plan
+from gpvi.approximations.selection import SELECTION_METHODS, select_inducing_points
+from gpvi.approximations.sites import Sites, SiteSpace
+from gpvi.approximations.white import White, WhitePosterior, WhitePrior
+
+__all__ = [
+    "SELECTION_METHODS",
+    "Approximation",
+    "Draw",
+    "Exact",
+    "ExactPosterior",
+    "ExactPrior",
+    "GaussianProcess",
+    "GaussianProcessLike",
+    "GroupIndex",
+    "GroupedPosterior",
+    "GroupedPrior",
+    "InducingPoints",
+    "InducingPosterior",
+    "InducingPrior",
+    "Marginals",
+    "Plan",
+    "Posterior",
+    "Prior",
+    "ResidualDraw",
+    "SiteSpace",
+    "Sites",
+    "White",
+    "WhitePosterior",
+    "WhitePrior",
+    "select_inducing_points",
+]

@@ -1,0 +1,431 @@
+"""The contract: plan, prior, posterior.
+
+Every approximation is a structured Gaussian prior that is conditioned on Gaussian sites, in three
+stages of immutable objects:
+
+* ``plan(x)`` - indices only, once per data set, never differentiable;
+* ``prior(gp, x)`` - the factorisation of the structured prior, once per hyperparameter value;
+* ``prior.condition(sites)`` - the posterior, once per set of sites.
+
+Shapes: ``b`` are batch dims (latents last among them), rows N, basis size M, samples S in front.
+"Total" means summed over rows, shape ``[*b]``, or ``[G, *b]`` for G flat groups.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Self
+
+import gpytorch
+import torch
+from torch import Tensor
+
+from gpvi.approximations._detach import detached
+from gpvi.approximations._residual import ResidualDraw
+from gpvi.approximations.gaussian_process import GaussianProcessLike
+from gpvi.approximations.plan import Plan
+from gpvi.approximations.sites import Sites, SiteSpace
+from gpvi.exceptions import InputError, UnsupportedError
+
+__all__ = ["Approximation", "Draw", "Marginals", "Posterior", "Prior"]
+
+
+@dataclass(frozen=True, eq=False)
+class Marginals:
+    """Marginal moments of q at rows.
+
+    Parameters
+    ----------
+    mean : Tensor, shape [*b, N]
+        Posterior means.
+    explained : Tensor, shape [*b, N]
+        Posterior variance of the projection ``r_n = E[f_n | basis]``.
+    residual : Tensor, shape [*b, N], optional
+        Conditional variance of ``f_n`` given the basis; None where the basis is f itself.
+
+    Examples
+    --------
+    >>> import torch
+    >>> Marginals(torch.zeros(2), torch.ones(2), torch.ones(2)).variance
+    tensor([2., 2.])
+    """
+
+    mean: Tensor
+    explained: Tensor
+    residual: Tensor | None = None
+
+    @property
+    def variance(self) -> Tensor:
+        """Marginal variance of f, ``explained + residual``."""
+        return self.explained if self.residual is None else self.explained + self.residual
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """Joint samples of the latent function and of the basis.
+
+    Parameters
+    ----------
+    values : Tensor, shape [*S, *b, N]
+        Samples of f at the rows asked for.
+    basis : Tensor, shape [*S, *b, M]
+        The basis values behind them.
+    """
+
+    values: Tensor
+    basis: Tensor
+
+
+class Posterior(ABC):
+    """A structured Gaussian posterior, immutable; nothing else is needed by an objective.
+
+    Attributes
+    ----------
+    prior : Prior
+        What was conditioned.
+    sites : Sites
+        What it was conditioned on.
+    """
+
+    prior: "Prior"
+    sites: Sites
+
+    @property
+    @abstractmethod
+    def log_partition(self) -> Tensor:
+        """``log E_prior[exp(sum log t)]``, total."""
+
+    @abstractmethod
+    def kl(self) -> Tensor:
+        """``KL(q || prior)``, total."""
+
+    @abstractmethod
+    def marginals(self) -> Marginals:
+        """Moments at the data rows."""
+
+    @abstractmethod
+    def predict(
+        self, x: Tensor, joint: bool = False, groups: Tensor | None = None
+    ) -> Marginals | gpytorch.distributions.MultivariateNormal:
+        """Moments anywhere.
+
+        Parameters
+        ----------
+        x : Tensor, shape [*g, N_new, D]
+            Inputs.
+        joint : bool
+            Whether to return the full covariance.
+        groups : Tensor of int, shape [N_new], optional
+            The group of every new row, for a posterior over flat groups.
+
+        Returns
+        -------
+        Marginals or MultivariateNormal
+            The latter if ``joint``.
+        """
+
+    @abstractmethod
+    def rsample(
+        self,
+        shape: torch.Size | tuple[int, ...] = (),
+        x: Tensor | None = None,
+        residual: ResidualDraw = "joint",
+        generator: torch.Generator | None = None,
+    ) -> Draw:
+        """Reparametrised joint samples.
+
+        Parameters
+        ----------
+        shape : sequence of int
+            Sample shape S.
+        x : Tensor, shape [*g, N_new, D], optional
+            Where; the data rows if left out.
+        residual : {"joint", "independent", "none"}
+            How the part of f that the basis leaves open is drawn. Only "joint" samples q;
+            independent residuals turn importance-weighted bounds into those of another model.
+        generator : torch.Generator, optional
+            Source of randomness; a fresh one seeded by torch if left out.
+
+        Returns
+        -------
+        Draw
+            Values and basis.
+        """
+
+    def log_ratio(self, draw: Draw) -> Tensor:
+        """``log p(basis) - log q(basis)`` of a draw from this posterior, total.
+
+        Parameters
+        ----------
+        draw : Draw
+            With ``basis`` of shape [*S, *b, M].
+
+        Returns
+        -------
+        Tensor, shape [*S, *total]
+            Log weights of the prior against q.
+        """
+        return self.log_partition - self.sites.log_value(self._site_values(draw.basis))
+
+    def sum_rows(self, values: Tensor) -> Tensor:
+        """Sum values given per data row into a total.
+
+        Parameters
+        ----------
+        values : Tensor, shape [*b, N]
+            One value per row.
+
+        Returns
+        -------
+        Tensor
+            Total, shape [*b], or [G, *b] for flat groups.
+        """
+        return values.sum(-1)
+
+    def compact(self) -> "Posterior":
+        """The same q for prediction, without what only the data rows needed (itself by default).
+
+        Returns
+        -------
+        Posterior
+            Predicts the same.
+        """
+        return self
+
+    def detach(self) -> Self:
+        """The same posterior off the graph; it can be pickled and copied.
+
+        Returns
+        -------
+        Posterior
+            With every tensor detached.
+        """
+        return detached(self)
+
+    @abstractmethod
+    def _site_values(self, basis: Tensor) -> Tensor:
+        """The values, in the space of the sites, that basis values imply."""
+
+
+class Prior(ABC):
+    """A structured Gaussian prior at fixed inputs and hyperparameters, immutable.
+
+    Attributes
+    ----------
+    gp : GaussianProcessLike
+        Snapshot of the process.
+    x : Tensor, shape [*g, N, D]
+        Data inputs.
+    mean : Tensor, shape [*b, N]
+        Prior mean at the rows.
+    residual : Tensor, shape [*b, N], or None
+        Conditional variance of the rows given the basis.
+    """
+
+    gp: GaussianProcessLike
+    x: Tensor
+
+    #: Spaces in which :meth:`condition` accepts sites.
+    site_spaces: tuple[SiteSpace, ...] = ("data",)
+
+    @property
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """Prior mean at the data rows, shape [*b, N]."""
+
+    @property
+    def residual(self) -> Tensor | None:
+        """Conditional variance of the data rows given the basis; None if nothing is left."""
+        return None
+
+    @property
+    @abstractmethod
+    def num_basis(self) -> int:
+        """Size M of the basis."""
+
+    def condition(self, sites: Sites) -> Posterior:
+        """Multiply with Gaussian sites and normalise.
+
+        Parameters
+        ----------
+        sites : Sites
+            In one of the spaces of ``site_spaces``, with batch dims that broadcast to the prior's.
+
+        Returns
+        -------
+        Posterior
+            The conditioned process.
+
+        Raises
+        ------
+        UnsupportedError
+            If this prior takes no sites in that space.
+        InputError
+            If the number of sites does not fit.
+        """
+        self._check_sites(sites)
+        # A copy: site buffers are often updated in place, and a posterior must not move with them.
+        return self._condition(Sites(sites.lam1.clone(), sites.lam2.clone(), sites.on))
+
+    @abstractmethod
+    def whiten(self, basis: Tensor) -> Tensor:
+        """Coordinates in which the prior of the basis is standard normal, shape [*S, *b, M]."""
+
+    @abstractmethod
+    def unwhiten(self, whitened: Tensor) -> Tensor:
+        """Inverse of :meth:`whiten`."""
+
+    @abstractmethod
+    def log_prob(self, basis: Tensor) -> Tensor:
+        """Prior log density of basis values, total."""
+
+    def tie(self, sites: Sites) -> Sites:
+        """Move data sites onto a finite basis, so that they survive the minibatch that made them.
+
+        Parameters
+        ----------
+        sites : Sites
+            On the data rows of this prior.
+
+        Returns
+        -------
+        Sites
+            On the basis; conditioning on them gives the same q.
+
+        Raises
+        ------
+        UnsupportedError
+            If the basis grows with the data.
+        """
+        raise UnsupportedError(
+            f"{type(self).__name__} has one basis value per data row, so sites cannot be tied to "
+            "it; use the data sites themselves."
+        )
+
+    def detach(self) -> Self:
+        """The same prior off the graph.
+
+        Returns
+        -------
+        Prior
+            With every tensor and the snapshot detached.
+        """
+        return detached(self)
+
+    def _check_sites(self, sites: Sites) -> None:
+        if sites.on not in self.site_spaces:
+            raise UnsupportedError(
+                f"{type(self).__name__} takes sites on {' or '.join(self.site_spaces)}, "
+                f"not on {sites.on!r}."
+            )
+        mean = self.mean
+        size = mean.shape[-1] if sites.on == "data" else self.num_basis
+        if sites.lam1.shape[-1] != size:
+            what = "data rows" if sites.on == "data" else "basis values"
+            raise InputError(
+                f"{sites.lam1.shape[-1]} sites for {size} {what} of {type(self).__name__}."
+            )
+        if sites.lam1.dtype != mean.dtype or sites.lam1.device != mean.device:
+            raise InputError(
+                f"The sites are {sites.lam1.dtype} on {sites.lam1.device} and the prior is "
+                f"{mean.dtype} on {mean.device}; convert one of them."
+            )
+        self._check_batch(sites.lam1.shape[:-1])
+
+    def _check_batch(self, batch: torch.Size) -> None:
+        own = self.mean.shape[:-1]
+        try:
+            torch.broadcast_shapes(batch, own)
+        except RuntimeError:
+            raise InputError(
+                f"Sites of batch shape {tuple(batch)} do not broadcast with the batch shape "
+                f"{tuple(own)} of {type(self).__name__}."
+            ) from None
+
+    @abstractmethod
+    def _condition(self, sites: Sites) -> Posterior: ...
+
+
+class Approximation(torch.nn.Module, ABC):
+    """How a Gaussian process is approximated: options and structure parameters, no kernel.
+
+    Attributes
+    ----------
+    whole_data : bool
+        True if a prior needs all rows of a data set (or of a group) at once.
+    finite_basis : bool
+        True if the basis does not grow with the data, so that sites can be tied to it.
+    subset_warm_start : bool
+        True if hyperparameters fitted to a subset of the rows are a good start for all of them.
+    """
+
+    whole_data: bool = True
+    finite_basis: bool = False
+    subset_warm_start: bool = True
+
+    def initialize(
+        self, gp: GaussianProcessLike, x: Tensor, generator: torch.Generator | None = None
+    ) -> None:
+        """Choose structure parameters (inducing inputs, say) for data; nothing to do by default.
+
+        Parameters
+        ----------
+        gp : GaussianProcessLike
+            The process with its initial hyperparameters.
+        x : Tensor, shape [N, D]
+            Data inputs.
+        generator : torch.Generator, optional
+            Source of randomness.
+        """
+
+    def plan(self, x: Tensor, groups: Tensor | None = None) -> Plan:
+        """Index structure of a data set.
+
+        Parameters
+        ----------
+        x : Tensor, shape [*g, N, D]
+            Data inputs.
+        groups : Tensor of int, shape [N], optional
+            Independent groups (series, subjects): rows of different groups share hyperparameters
+            and nothing else.
+
+        Returns
+        -------
+        Plan
+            Reusable for every hyperparameter value.
+        """
+        return Plan.build(x, groups)
+
+    def prior(self, gp: GaussianProcessLike, x: Tensor, *, plan: Plan | None = None) -> Prior:
+        """Structured prior at data inputs, for today's hyperparameters.
+
+        Parameters
+        ----------
+        gp : GaussianProcessLike
+            The process; the prior holds a snapshot of it.
+        x : Tensor, shape [*g, N, D]
+            Data inputs.
+        plan : Plan, optional
+            From :meth:`plan` for these inputs.
+
+        Returns
+        -------
+        Prior
+            Differentiable in hyperparameters, structure parameters and inputs.
+        """
+        from gpvi.approximations.grouped import GroupedPrior
+
+        if plan is None:
+            plan = self.plan(x)
+        plan.check(x)
+        # A copy, so that in-place changes to the caller's inputs cannot reach a finished posterior.
+        x, gp = x.clone(), gp.snapshot()
+        if plan.groups is None:
+            return self._prior(gp, x, plan)
+        num_batch_dims = len(gp.batch_shape)
+        padded = plan.groups.pad_inputs(x, num_batch_dims)
+        observed = plan.groups.observed.reshape(-1, *[1] * num_batch_dims, padded.shape[-2])
+        inner = self._prior(gp, padded, Plan(padded.shape[-2], observed=observed))
+        return GroupedPrior(inner, x, plan.groups)
+
+    @abstractmethod
+    def _prior(self, gp: GaussianProcessLike, x: Tensor, plan: Plan) -> Prior: ...

@@ -1,0 +1,114 @@
+r"""The Gaussian that finite-feature posteriors share, in whitened coordinates.
+
+With :math:`f = m + F^\top e + \text{residual}` and :math:`e \sim N(0, I)` a priori, Gaussian sites
+of any kind give :math:`q(e) = N(W^{-1} h, W^{-1})` with :math:`W = I + F \Lambda F^\top`.
+Everything an objective needs follows from :math:`h` and the Cholesky factor :math:`R` of :math:`W`.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from gpvi.approximations._lazy import on_graph
+from gpvi.approximations._random import standard_normal
+from gpvi.linalg import (
+    log_det_from_cholesky,
+    mat_vec,
+    safe_cholesky,
+    solve_lower,
+    solve_lower_transposed_vec,
+    solve_lower_vec,
+    sum_of_squares,
+)
+
+__all__ = ["WhitenedGaussian"]
+
+
+@dataclass(frozen=True, eq=False)
+class WhitenedGaussian:
+    """``q(e) = N(W^-1 h, W^-1)`` against the prior ``N(0, I)``.
+
+    Parameters
+    ----------
+    shift : Tensor, shape [*b, M]
+        ``h``.
+    factor : Tensor, shape [*b, M, M]
+        Lower Cholesky factor ``R`` of the precision ``W``.
+    """
+
+    shift: Tensor
+    factor: Tensor
+
+    @classmethod
+    def from_precision(cls, shift: Tensor, precision: Tensor) -> Self:
+        """Factorise the precision ``W``.
+
+        Parameters
+        ----------
+        shift : Tensor, shape [*b, M]
+            ``h``.
+        precision : Tensor, shape [*b, M, M]
+            ``W``.
+
+        Returns
+        -------
+        WhitenedGaussian
+            Ready to use.
+        """
+        name = "posterior precision I + F Lam F' (indefinite if a site precision is too negative)"
+        return cls(shift, safe_cholesky(precision, name=name).factor)
+
+    @cached_property
+    def _half_mean(self) -> Tensor:
+        with on_graph():
+            return solve_lower_vec(self.factor, self.shift)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """``W^-1 h``, shape [*b, M]."""
+        with on_graph():
+            return solve_lower_transposed_vec(self.factor, self._half_mean)
+
+    def log_normaliser(self) -> Tensor:
+        """``log E exp(h'e - e'(W - I)e/2)`` under the prior, shape [*b]."""
+        return 0.5 * (self._half_mean.square().sum(-1) - log_det_from_cholesky(self.factor))
+
+    def kl(self) -> Tensor:
+        """``KL(q(e) || N(0, I))``, shape [*b]."""
+        size = self.factor.shape[-1]
+        eye = torch.eye(size, dtype=self.factor.dtype, device=self.factor.device)
+        trace = solve_lower(self.factor, eye.expand_as(self.factor)).square().sum((-2, -1))
+        return 0.5 * (
+            trace + self.mean.square().sum(-1) - size + log_det_from_cholesky(self.factor)
+        )
+
+    def project(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of ``F'e``.
+
+        Parameters
+        ----------
+        features : Tensor, shape [*b, M, N]
+            ``F``.
+
+        Returns
+        -------
+        mean, variance : Tensor, shape [*b, N]
+            Moments; the variance is a sum of squares.
+        """
+        mean = mat_vec(features.mT, self.mean)
+        return mean, sum_of_squares(solve_lower(self.factor, features))
+
+    def covariance(self, features: Tensor) -> Tensor:
+        """Covariance of ``F'e``, shape [*b, N, N]."""
+        half = solve_lower(self.factor, features)
+        return half.mT @ half
+
+    def rsample(
+        self, shape: torch.Size | tuple[int, ...], generator: torch.Generator | None
+    ) -> Tensor:
+        """Reparametrised samples of e, shape [*S, *b, M]."""
+        noise = standard_normal((*shape, *self.mean.shape), self.shift, generator)
+        return self.mean + solve_lower_transposed_vec(self.factor, noise)

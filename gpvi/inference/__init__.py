@@ -1,0 +1,42 @@
+"""Inference: where sites come from, objectives, and fitting loops."""
+
+from gpvi.inference.checkpoint import EvaluationLog, fingerprint, load_state, save_state
+from gpvi.inference.cvi import CVIResult, cvi
+from gpvi.inference.data_term import data_term, dual
+from gpvi.inference.fit import WarmStart, fit
+from gpvi.inference.full_batch import Ascent, maximize
+from gpvi.inference.initialization import initialize_hyperparameters, median_lengthscales
+from gpvi.inference.minibatch import Minibatcher
+from gpvi.inference.objectives import elbo, optimal_log_v, tighter_elbo
+from gpvi.inference.parameters import ParameterVector, log_prior
+from gpvi.inference.problem import OBJECTIVES, FitProblem
+from gpvi.inference.records import Callback, FitRecord, FitResult, ProgressBar
+
+__all__ = [
+    "OBJECTIVES",
+    "Ascent",
+    "CVIResult",
+    "Callback",
+    "EvaluationLog",
+    "FitProblem",
+    "FitRecord",
+    "FitResult",
+    "Minibatcher",
+    "ParameterVector",
+    "ProgressBar",
+    "WarmStart",
+    "cvi",
+    "data_term",
+    "dual",
+    "elbo",
+    "fingerprint",
+    "fit",
+    "initialize_hyperparameters",
+    "load_state",
+    "log_prior",
+    "maximize",
+    "median_lengthscales",
+    "optimal_log_v",
+    "save_state",
+    "tighter_elbo",
+]

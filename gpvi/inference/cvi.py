@@ -1,0 +1,287 @@
+r"""Conjugate-computation variational inference: natural-gradient ascent on Gaussian sites.
+
+One sweep moves the sites towards the duals of the data term,
+:math:`\lambda \leftarrow (1-\rho)\lambda + \rho\,\mathrm{dual}(E_q \log p(y\mid f))`, which is a
+natural-gradient step of length :math:`\rho` on q. A Gaussian likelihood needs one sweep with
+:math:`\rho = 1`. Any other gets backtracking: a sweep that lowers the objective or leaves the range of
+floating-point numbers is retaken with half the step.
+
+References
+----------
+Khan, M. E. & Lin, W. (2017). Conjugate-computation variational inference. AISTATS.
+Chang, P. E., Wilkinson, W. J., Khan, M. E. & Solin, A. (2020). Fast variational learning in state-space
+Gaussian process models. MLSP.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from gpytorch.likelihoods import Likelihood as GPyTorchLikelihood
+from torch import Tensor
+
+from gpvi.approximations import Marginals, Posterior, Prior, Sites
+from gpvi.exceptions import InputError, NumericalError
+from gpvi.inference.data_term import data_term, dual
+from gpvi.inference.objectives import elbo, optimal_log_v, tighter_elbo
+from gpvi.likelihoods import Likelihood, as_likelihood
+
+__all__ = ["CVIResult", "cvi"]
+
+_SMALLEST_STEP = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class CVIResult:
+    """Outcome of :func:`cvi`.
+
+    Parameters
+    ----------
+    sites : Sites
+        On the data rows, off the graph.
+    posterior : Posterior
+        The (detached) prior conditioned on them.
+    objective : float
+        Final objective in nats, summed over batch dims.
+    steps : int
+        Sweeps taken.
+    converged : bool
+        Whether the last full sweep gained less than the tolerance.
+    history : list of float
+        Objective after every sweep.
+    log_v : Tensor or None
+        Log residual scale of the tightened bound, where one was used.
+    """
+
+    sites: Sites
+    posterior: Posterior
+    objective: float
+    steps: int
+    converged: bool
+    history: list[float] = field(default_factory=list)
+    log_v: Tensor | None = None
+
+
+def cvi(
+    prior: Prior,
+    likelihood: GPyTorchLikelihood,
+    y: Tensor,
+    *,
+    sites: Sites | None = None,
+    max_steps: int = 100,
+    step_size: float = 1.0,
+    tolerance: float = 1e-6,
+    min_precision: float = 0.0,
+    tighter: bool = False,
+    weights: Tensor | None = None,
+    **rows: Tensor,
+) -> CVIResult:
+    r"""Fixed-point sites of a likelihood under a prior.
+
+    Parameters
+    ----------
+    prior : Prior
+        At the rows of ``y``.
+    likelihood : gpytorch or gpvi likelihood
+        Any.
+    y : Tensor, shape [N] or [*b, N]
+        Targets; NaN means not observed.
+    sites : Sites, optional
+        Where to start (sites on data rows); a rough guess from the likelihood if left out.
+    max_steps : int
+        The most sweeps.
+    step_size : float
+        Longest step in (0, 1]. Latents that a likelihood couples are safe through backtracking; with
+        L equal loadings 1/L saves the retries.
+    tolerance : float
+        Stop once a sweep gains less than this many nats per unit of step.
+    min_precision : float
+        Site precisions are clipped from below here. At 0 the sites of a likelihood that is not
+        log-concave stay proper, at the price of a fixed point that is not exactly stationary.
+    tighter : bool
+        Use the tightened bound: sites and residual scale are updated in turn.
+    weights : Tensor, shape [N], optional
+        Row weights.
+    **rows : Tensor, shape [N]
+        Per-row extras of the likelihood.
+
+    Returns
+    -------
+    CVIResult
+        Sites, posterior and the course of the objective.
+
+    Raises
+    ------
+    NumericalError
+        If not even the smallest step from the start gives a finite objective.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from gpvi.approximations import Exact, GaussianProcess
+    >>> from gpvi.kernels import parse_kernel
+    >>> from gpvi.likelihoods import PoissonLikelihood
+    >>> x = torch.linspace(0, 1, 5, dtype=torch.float64).unsqueeze(-1)
+    >>> prior = Exact().prior(GaussianProcess(parse_kernel("rbf", 1)), x)
+    >>> result = cvi(prior, PoissonLikelihood(), torch.tensor([0.0, 1, 1, 2, 4]).double())
+    >>> result.converged
+    True
+    """
+    if not 0.0 < step_size <= 1.0:
+        raise InputError(f"step_size is {step_size}; it must lie in (0, 1].")
+    if max_steps < 1:
+        raise InputError(f"max_steps is {max_steps}; it must be at least 1.")
+    problem = _Problem(
+        prior.detach(), as_likelihood(likelihood), y, weights, dict(rows), min_precision, tighter
+    )
+    exact = problem.gaussian_sites()
+    if exact is not None:
+        state = problem.evaluate(exact)
+        _require_finite(state.objective, likelihood)
+        return CVIResult(exact, state.posterior, state.objective, 1, True, [state.objective])
+    return _iterate(problem, sites, max_steps, step_size, tolerance, likelihood)
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    sites: Sites
+    posterior: Posterior
+    marginals: Marginals
+    objective: float
+    log_v: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """One inference problem with everything but the sites bound."""
+
+    prior: Prior
+    likelihood: Likelihood
+    y: Tensor
+    weights: Tensor | None
+    rows: dict[str, Tensor]
+    min_precision: float
+    tighter: bool
+
+    def gaussian_sites(self) -> Sites | None:
+        """Exact sites of a Gaussian likelihood, or None."""
+        noise = self.likelihood.gaussian_noise(self.y, **self.rows)
+        if noise is None or self.likelihood.num_latents > 1:
+            return None
+        precision = noise.detach().reciprocal().expand_as(self.y)
+        if self.weights is not None:
+            precision = precision * self.weights
+        observed = ~torch.isnan(self.y)
+        return Sites(precision * self.y, precision.contiguous()).mask(observed)
+
+    def start(self) -> Sites:
+        """Duals at a rough guess of the latent values, or at the prior."""
+        mean = self.prior.mean
+        guess = self.likelihood.initial_latent(self.y, **self.rows)
+        explained = self.prior.condition(self._zeros()).marginals().explained
+        if guess is None or self.likelihood.num_latents > 1:
+            return self.fresh(Marginals(mean, explained, self.prior.residual), None)
+        near = Marginals(guess.expand_as(mean), 0.01 * explained)
+        return self.fresh(near, None)
+
+    def fresh(self, marginals: Marginals, log_v: Tensor | None) -> Sites:
+        """Duals of the data term at given moments."""
+        sites = dual(
+            lambda q: data_term(
+                self.likelihood, self.y, q, weights=self.weights, log_v=log_v, **self.rows
+            ),
+            marginals,
+            min_precision=self.min_precision,
+        )
+        return sites.mask(~torch.isnan(self.y)) if self.likelihood.num_latents == 1 else sites
+
+    def evaluate(self, sites: Sites) -> _State:
+        """Posterior, moments and objective for sites."""
+        posterior = self.prior.condition(sites)
+        marginals = posterior.marginals()
+        scale = None
+        with torch.no_grad():
+            if self.tighter and marginals.residual is not None:
+                if self.likelihood.gaussian_noise(self.y, **self.rows) is None:
+                    scale = optimal_log_v(
+                        self.likelihood, self.y, marginals, weights=self.weights, **self.rows
+                    )
+                value = tighter_elbo(
+                    posterior,
+                    self.likelihood,
+                    self.y,
+                    weights=self.weights,
+                    log_v=scale,
+                    **self.rows,
+                )
+            else:
+                value = elbo(posterior, self.likelihood, self.y, weights=self.weights, **self.rows)
+        return _State(sites, posterior, marginals, float(value.sum()), scale)
+
+    def _zeros(self) -> Sites:
+        mean = self.prior.mean
+        return Sites.zeros(mean.shape, dtype=mean.dtype, device=mean.device)
+
+
+def _iterate(
+    problem: _Problem,
+    sites: Sites | None,
+    max_steps: int,
+    step_size: float,
+    tolerance: float,
+    likelihood: GPyTorchLikelihood,
+) -> CVIResult:
+    state = _first_state(problem, sites, likelihood)
+    history = [state.objective]
+    step, converged, taken = step_size, False, 0
+    while taken < max_steps and not converged:
+        fresh = problem.fresh(state.marginals, state.log_v)
+        trial = _try(problem, state.sites.lerp(fresh, step))
+        slack = 1e-10 * (1.0 + abs(state.objective))
+        while trial is None or trial.objective < state.objective - slack:
+            step *= 0.5
+            if step < _SMALLEST_STEP:
+                # No step along the natural gradient helps: a fixed point up to clipping and rounding.
+                return _result(state, taken, True, history)
+            trial = _try(problem, state.sites.lerp(fresh, step))
+        converged = trial.objective - state.objective < tolerance * step
+        state = trial
+        history.append(state.objective)
+        taken += 1
+        step = min(step_size, 2.0 * step)
+    return _result(state, taken, converged, history)
+
+
+def _first_state(problem: _Problem, sites: Sites | None, likelihood: GPyTorchLikelihood) -> _State:
+    for candidate in (sites, problem.start(), problem._zeros()):
+        if candidate is not None:
+            state = _try(problem, candidate.detach())
+            if state is not None:
+                return state
+    raise NumericalError(
+        f"The objective of {type(likelihood).__name__} is not finite even at the prior; check the "
+        "targets and the scale of the hyperparameters."
+    )
+
+
+def _try(problem: _Problem, sites: Sites) -> _State | None:
+    if not bool(torch.isfinite(sites.lam1).all() and torch.isfinite(sites.lam2).all()):
+        return None
+    try:
+        state = problem.evaluate(sites)
+    except NumericalError:
+        return None
+    return state if math.isfinite(state.objective) else None
+
+
+def _result(state: _State, taken: int, converged: bool, history: list[float]) -> CVIResult:
+    return CVIResult(
+        state.sites, state.posterior, state.objective, taken, converged, history, state.log_v
+    )
+
+
+def _require_finite(value: float, likelihood: GPyTorchLikelihood) -> None:
+    if not math.isfinite(value):
+        raise NumericalError(
+            f"The objective of {type(likelihood).__name__} is {value}; check targets and noise."
+        )

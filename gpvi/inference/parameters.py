@@ -1,0 +1,221 @@
+r"""Trainable parameters of several modules as one flat vector for a quasi-Newton optimiser.
+
+A parameter that GPyTorch keeps positive (lengthscale, noise, outputscale) is optimised on the log scale
+:math:`\theta = \log(\text{value} - \text{lower bound})`, where curvature is even; GPyTorch's softplus is
+linear for large values, and the lengthscales of irrelevant columns become very large. Everything else
+keeps its own scale.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import gpytorch
+import numpy as np
+import torch
+from gpytorch.constraints import Interval
+from torch import Tensor
+
+__all__ = ["ParameterVector", "log_prior"]
+
+# A log-scale parameter may move by this factor either way: exp(14) is about a million.
+_LOG_RANGE = 14.0
+
+
+class ParameterVector:
+    """Flat float64 view of the trainable parameters of modules.
+
+    Parameters
+    ----------
+    modules : dict of str to torch.nn.Module
+        Their parameters with ``requires_grad``; shared ones count once.
+
+    Examples
+    --------
+    >>> import gpytorch
+    >>> kernel = gpytorch.kernels.RBFKernel().double()
+    >>> kernel.lengthscale = 2.0
+    >>> ParameterVector({"kernel": kernel}).values().round(4)
+    array([0.6931])
+    """
+
+    def __init__(self, modules: dict[str, torch.nn.Module]) -> None:
+        self.names: list[str] = []
+        self.parameters: list[torch.nn.Parameter] = []
+        self._constraints: list[Interval | None] = []
+        seen: set[int] = set()
+        for prefix, module in modules.items():
+            for name, parameter, constraint in _walk(module):
+                if id(parameter) in seen or not parameter.requires_grad:
+                    continue
+                seen.add(id(parameter))
+                self.names.append(f"{prefix}.{name}")
+                self.parameters.append(parameter)
+                self._constraints.append(constraint if _is_log(constraint) else None)
+
+    @property
+    def size(self) -> int:
+        """Length of the vector."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
+    def values(self) -> np.ndarray:
+        """Today's values, shape [P].
+
+        Returns
+        -------
+        ndarray of float64
+            Log scale where the parameter is positive.
+        """
+        parts = [
+            _to_log(parameter.detach().double(), constraint)
+            for parameter, constraint in zip(self.parameters, self._constraints, strict=True)
+        ]
+        return _concatenate(parts)
+
+    def assign(self, values: np.ndarray) -> None:
+        """Write a vector into the parameters.
+
+        Parameters
+        ----------
+        values : ndarray, shape [P]
+            As from :meth:`values`.
+        """
+        start = 0
+        with torch.no_grad():
+            for parameter, constraint in zip(self.parameters, self._constraints, strict=True):
+                stop = start + parameter.numel()
+                part = torch.as_tensor(values[start:stop].copy()).reshape(parameter.shape)
+                raw = part if constraint is None else _from_log(part, constraint)
+                parameter.copy_(raw.to(parameter))
+                start = stop
+
+    def gradient(self, value: Tensor) -> np.ndarray:
+        """Gradient of a scalar in this vector's coordinates, shape [P].
+
+        Parameters
+        ----------
+        value : Tensor, scalar
+            With a graph that reaches the parameters.
+
+        Returns
+        -------
+        ndarray of float64
+            Zero for parameters that the value does not depend on.
+        """
+        gradients = torch.autograd.grad(value, self.parameters, allow_unused=True)
+        parts = []
+        for parameter, constraint, gradient in zip(
+            self.parameters, self._constraints, gradients, strict=True
+        ):
+            if gradient is None:
+                gradient = torch.zeros_like(parameter)
+            gradient = gradient.detach().double()
+            if constraint is not None:
+                gradient = gradient * _raw_slope(parameter.detach().double(), constraint)
+            parts.append(gradient)
+        return _concatenate(parts)
+
+    def slices(self) -> dict[str, slice]:
+        """Where each named parameter stands in the vector.
+
+        Returns
+        -------
+        dict of str to slice
+            In order.
+        """
+        places, start = {}, 0
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            places[name] = slice(start, start + parameter.numel())
+            start += parameter.numel()
+        return places
+
+    def box(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest values: a factor of about a million either way on log scales.
+
+        Returns
+        -------
+        low, high : ndarray, shape [P]
+            Infinite for parameters on their own scale.
+        """
+        reach = [
+            np.full(parameter.numel(), np.inf if constraint is None else _LOG_RANGE)
+            for parameter, constraint in zip(self.parameters, self._constraints, strict=True)
+        ]
+        width = np.concatenate(reach) if reach else np.zeros(0)
+        values = self.values()
+        return values - width, values + width
+
+
+def log_prior(modules: Sequence[torch.nn.Module]) -> Tensor | float:
+    """Sum of the log densities of all GPyTorch priors registered in modules, each counted once.
+
+    Parameters
+    ----------
+    modules : sequence of torch.nn.Module
+        Searched recursively; a submodule that appears twice counts once.
+
+    Returns
+    -------
+    Tensor or float
+        Scalar in nats; 0.0 if there are no priors.
+
+    Examples
+    --------
+    >>> import gpytorch
+    >>> log_prior([gpytorch.kernels.RBFKernel()])
+    0.0
+    """
+    total: Tensor | float = 0.0
+    seen: set[int] = set()
+    for root in modules:
+        for module in root.modules():
+            if id(module) in seen or not isinstance(module, gpytorch.Module):
+                continue
+            seen.add(id(module))
+            for prior, closure, _ in module._priors.values():
+                total = total + prior.log_prob(closure(module)).sum()
+    return total
+
+
+def _walk(
+    root: torch.nn.Module,
+) -> Iterator[tuple[str, torch.nn.Parameter, Interval | None]]:
+    for path, module in root.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            constraint = None
+            if isinstance(module, gpytorch.Module):
+                constraint = module.constraint_for_parameter_name(name)
+            yield f"{path}.{name}" if path else name, parameter, constraint
+
+
+def _is_log(constraint: Interval | None) -> bool:
+    return (
+        constraint is not None
+        and constraint.enforced
+        and bool(torch.isinf(constraint.upper_bound).all())
+        and bool(torch.isfinite(constraint.lower_bound).all())
+    )
+
+
+def _to_log(raw: Tensor, constraint: Interval | None) -> Tensor:
+    if constraint is None:
+        return raw
+    value = constraint.transform(raw) - constraint.lower_bound.double()
+    return value.clamp_min(torch.finfo(torch.float64).tiny).log()
+
+
+def _from_log(theta: Tensor, constraint: Interval) -> Tensor:
+    return constraint.inverse_transform(constraint.lower_bound.double() + theta.exp())
+
+
+def _raw_slope(raw: Tensor, constraint: Interval) -> Tensor:
+    """d raw / d theta."""
+    with torch.enable_grad():
+        leaf = raw.clone().requires_grad_()
+        value = constraint.transform(leaf)
+        (slope,) = torch.autograd.grad(value.sum(), leaf)
+    return (value.detach() - constraint.lower_bound.double()) / slope
+
+
+def _concatenate(parts: list[Tensor]) -> np.ndarray:
+    if not parts:
+        return np.zeros(0)
+    return torch.cat([part.reshape(-1).cpu() for part in parts]).numpy()

@@ -1,0 +1,35 @@
+"""Warnings about a finished fit: what a user should not have to find out alone."""
+
+from gpvi._warnings import warn
+from gpvi.exceptions import ConvergenceWarning, PriorCollapseWarning
+from gpvi.inference.records import FitResult
+
+__all__ = ["warn_about"]
+
+# KL(q || prior) below this many nats: q has learned nothing.
+_COLLAPSED = 1e-3
+
+
+def warn_about(result: FitResult, max_iter: int) -> None:
+    """Warn if the fit was not converged or if q is still the prior.
+
+    Parameters
+    ----------
+    result : FitResult
+        Of the fit.
+    max_iter : int
+        The iterations that were allowed.
+    """
+    if not result.converged:
+        warn(
+            f"The fit is not converged after {result.num_iterations} iterations ({result.message}); "
+            f"raise max_iter (now {max_iter}) or tolerance.",
+            ConvergenceWarning,
+        )
+    kl = float(result.posterior.kl().sum())
+    if kl < _COLLAPSED:
+        warn(
+            f"q(f) is practically the prior (KL {kl:.1e} nats): the data explain nothing under this "
+            "kernel. Check the lengthscales against the scale of X, and the noise.",
+            PriorCollapseWarning,
+        )

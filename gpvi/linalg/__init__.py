@@ -1,0 +1,39 @@
+"""The batched linear-algebra core: the only place that knows how a factorisation is done."""
+
+from gpvi.linalg.cholesky import DEFAULT_JITTER, CholeskyResult, default_jitter, safe_cholesky
+from gpvi.linalg.collapsed_bound import collapsed_bound, stationary_collapsed_bound
+from gpvi.linalg.pivoted_cholesky import greedy_conditional_variance
+from gpvi.linalg.quadrature import expectation, gauss_hermite, log_expectation_exp
+from gpvi.linalg.triangular import (
+    identity_plus_congruence,
+    identity_plus_low_rank,
+    log_det_from_cholesky,
+    mat_vec,
+    solve_lower,
+    solve_lower_transposed,
+    solve_lower_transposed_vec,
+    solve_lower_vec,
+    sum_of_squares,
+)
+
+__all__ = [
+    "DEFAULT_JITTER",
+    "CholeskyResult",
+    "collapsed_bound",
+    "default_jitter",
+    "expectation",
+    "gauss_hermite",
+    "greedy_conditional_variance",
+    "identity_plus_congruence",
+    "identity_plus_low_rank",
+    "log_det_from_cholesky",
+    "log_expectation_exp",
+    "mat_vec",
+    "safe_cholesky",
+    "solve_lower",
+    "solve_lower_transposed",
+    "solve_lower_transposed_vec",
+    "solve_lower_vec",
+    "stationary_collapsed_bound",
+    "sum_of_squares",
+]

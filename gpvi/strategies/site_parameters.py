@@ -1,0 +1,242 @@
+r"""Where a strategy keeps its sites, so that GPyTorch counts them as variational parameters.
+
+GPyTorch splits a model's parameters by where they live: what lies inside a
+``_VariationalDistribution`` is variational, the rest are hyperparameters. The classes here are such
+containers for sites. They do not know the prior, so q itself is the strategy's business.
+
+===========================  =============================================  ======================
+container                    what it stores                                 who moves it
+===========================  =============================================  ======================
+:class:`NaturalSites`        natural parameters, as buffers                 ``natural_step``
+:class:`WhitenedMoments`     mean and Cholesky factor of q(e), as GPyTorch  an optimiser
+:class:`PseudoTargets`       a target and a log precision per data row      an optimiser
+===========================  =============================================  ======================
+
+Why not the natural parameters under Adam: after 400 steps with a Gaussian likelihood of small noise on
+100 rows, pseudo-targets and log precisions were within 1 nat of the optimum, ``lam1`` and a softplus of
+``lam2`` 220 nats below it.
+"""
+
+from abc import abstractmethod
+
+import torch
+from gpytorch.distributions import MultivariateNormal
+from gpytorch.variational._variational_distribution import _VariationalDistribution
+from torch import Tensor
+
+from gpvi.approximations import Sites, SiteSpace
+from gpvi.exceptions import InputError, UnsupportedError
+
+__all__ = ["NaturalSites", "PseudoTargets", "SiteParameters", "WhitenedMoments"]
+
+
+class SiteParameters(_VariationalDistribution):
+    """Container of sites of one form.
+
+    Parameters
+    ----------
+    shape : torch.Size, [*b, size]
+        Batch shape and number of sites.
+    """
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__(shape[-1], torch.Size(shape[:-1]), mean_init_std=0.0)
+
+    @abstractmethod
+    def sites(self) -> Sites:
+        """Today's sites; gradients reach the parameters.
+
+        Returns
+        -------
+        Sites
+            Batch shape [*b].
+        """
+
+    @abstractmethod
+    def _stored(self) -> Tensor:
+        """One of the stored tensors, shape [*b, size]."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the stored tensors."""
+        return self._stored().device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the stored tensors."""
+        return self._stored().dtype
+
+    def forward(self) -> MultivariateNormal:
+        """Refused: sites alone are no distribution.
+
+        Raises
+        ------
+        UnsupportedError
+            Always.
+        """
+        raise UnsupportedError(
+            "Sites become a distribution only together with the prior; ask the strategy for "
+            "variational_distribution or posterior(x)."
+        )
+
+
+class NaturalSites(SiteParameters):
+    """Natural parameters as buffers; a new one holds zero sites, that is the prior.
+
+    Parameters
+    ----------
+    shape : torch.Size, [*b, size]
+        Batch shape and number of sites.
+    like : Tensor
+        Gives dtype and device.
+    on : {"data", "basis"}
+        What the sites are about; those on a basis have a full ``lam2``.
+    """
+
+    lam1: Tensor
+    lam2: Tensor
+
+    def __init__(self, shape: torch.Size, like: Tensor, on: SiteSpace) -> None:
+        super().__init__(shape)
+        full = on == "basis"
+        zeros = Sites.zeros(shape, on=on, full=full, dtype=like.dtype, device=like.device)
+        self._on = on
+        self.register_buffer("lam1", zeros.lam1)
+        self.register_buffer("lam2", zeros.lam2)
+
+    def sites(self) -> Sites:
+        """Copies of the stored sites, which later steps and loads do not reach."""
+        return Sites(self.lam1.clone(), self.lam2.clone(), self._on)
+
+    def store(self, sites: Sites) -> None:
+        """Replace the stored sites.
+
+        Parameters
+        ----------
+        sites : Sites
+            Of the same shape and space.
+
+        Raises
+        ------
+        InputError
+            If the shape differs.
+        """
+        if sites.lam1.shape != self.lam1.shape or sites.lam2.shape != self.lam2.shape:
+            raise InputError(
+                f"The new sites have shape {tuple(sites.lam1.shape)} and the strategy's "
+                f"{tuple(self.lam1.shape)}. Pass rows without further batch dims, or build the "
+                "strategy with that batch_shape."
+            )
+        # New tensors, because a graph may still need the old ones for its backward pass.
+        self.lam1 = sites.lam1.detach().to(self.lam1)
+        self.lam2 = sites.lam2.detach().to(self.lam2)
+
+    @property
+    def is_prior(self) -> bool:
+        """Whether the sites say nothing, so that q is the prior."""
+        return not bool(self.lam1.any()) and not bool(self.lam2.any())
+
+    def initialize_variational_distribution(self, prior_dist: MultivariateNormal) -> None:
+        """Go back to q = prior.
+
+        Parameters
+        ----------
+        prior_dist : MultivariateNormal
+            Part of GPyTorch's interface; zero sites are the prior whatever it is.
+        """
+        self.store(0.0 * self.sites())
+
+    def _stored(self) -> Tensor:
+        return self.lam1
+
+
+class WhitenedMoments(SiteParameters):
+    r"""Mean and Cholesky factor of the whitened q(e), under the names that GPyTorch uses.
+
+    As sites: :math:`\Lambda_2 = S^{-1} - I` and :math:`\lambda_1 = S^{-1} m`. Starts at the prior. The
+    trace of a training run is that of GPyTorch's ``VariationalStrategy`` with a
+    ``CholeskyVariationalDistribution``.
+
+    Parameters
+    ----------
+    shape : torch.Size, [*b, M]
+        Batch shape and number of inducing points.
+    like : Tensor
+        Gives dtype and device.
+    """
+
+    variational_mean: torch.nn.Parameter
+    chol_variational_covar: torch.nn.Parameter
+
+    def __init__(self, shape: torch.Size, like: Tensor) -> None:
+        super().__init__(shape)
+        mean = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.variational_mean = torch.nn.Parameter(mean)
+        self.chol_variational_covar = torch.nn.Parameter(torch.diag_embed(torch.ones_like(mean)))
+
+    def sites(self) -> Sites:
+        """Sites on the whitened basis."""
+        factor = self.chol_variational_covar.tril()
+        eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+        inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
+        half = inverse @ self.variational_mean.unsqueeze(-1)
+        return Sites((inverse.mT @ half).squeeze(-1), inverse.mT @ inverse - eye, "whitened")
+
+    def initialize_variational_distribution(self, prior_dist: MultivariateNormal) -> None:
+        """Set q(e) to given moments.
+
+        Parameters
+        ----------
+        prior_dist : MultivariateNormal
+            Over the whitened basis, [*b, M]; N(0, I) is the prior.
+        """
+        with torch.no_grad():
+            factor = torch.linalg.cholesky(prior_dist.covariance_matrix)
+            self.variational_mean.copy_(prior_dist.mean)
+            self.chol_variational_covar.copy_(factor)
+
+    def _stored(self) -> Tensor:
+        return self.variational_mean
+
+
+class PseudoTargets(SiteParameters):
+    r"""A target and a log precision per data row; starts at targets 0 with precision 1.
+
+    .. math:: \lambda_{2,n} = \exp(\rho_n), \qquad \lambda_{1,n} = \lambda_{2,n} \tilde y_n
+
+    Parameters
+    ----------
+    shape : torch.Size, [*b, N]
+        Batch shape and number of rows.
+    like : Tensor
+        Gives dtype and device.
+    """
+
+    pseudo_target: torch.nn.Parameter
+    log_precision: torch.nn.Parameter
+
+    def __init__(self, shape: torch.Size, like: Tensor) -> None:
+        super().__init__(shape)
+        zeros = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.pseudo_target = torch.nn.Parameter(zeros)
+        self.log_precision = torch.nn.Parameter(zeros.clone())
+
+    def sites(self) -> Sites:
+        """Sites on the data rows."""
+        precision = self.log_precision.exp()
+        return Sites(precision * self.pseudo_target, precision)
+
+    def initialize_variational_distribution(self, prior_dist: MultivariateNormal) -> None:
+        """Go back to targets equal to the prior mean, with precision 1.
+
+        Parameters
+        ----------
+        prior_dist : MultivariateNormal
+            Prior at the data rows, [*b, N].
+        """
+        with torch.no_grad():
+            self.pseudo_target.copy_(prior_dist.mean)
+            self.log_precision.zero_()
+
+    def _stored(self) -> Tensor:
+        return self.pseudo_target

@@ -1,0 +1,17 @@
+"""Likelihoods p(y | f) behind one interface, usable in plain GPyTorch loops as well."""
+
+from gpvi.likelihoods.base import Likelihood
+from gpvi.likelihoods.bernoulli import BernoulliLikelihood
+from gpvi.likelihoods.conversion import as_likelihood
+from gpvi.likelihoods.gaussian import GaussianLikelihood
+from gpvi.likelihoods.poisson import PoissonLikelihood
+from gpvi.likelihoods.student_t import StudentTLikelihood
+
+__all__ = [
+    "BernoulliLikelihood",
+    "GaussianLikelihood",
+    "Likelihood",
+    "PoissonLikelihood",
+    "StudentTLikelihood",
+    "as_likelihood",
+]

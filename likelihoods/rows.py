@@ -1,0 +1,159 @@
+"""Row extras: what a likelihood knows about each observation besides its target.
+
+Weights, exposures and known noise variances arrive as keyword arguments with one entry per row.
+They are checked against the names a likelihood accepts, so that a misspelt name is an error and not
+an option without effect.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from gpvi.exceptions import InputError
+
+__all__ = ["check_row_values", "checked_rows", "fill_by_mean", "where_missing"]
+
+_REQUIREMENTS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "weights": ("non-negative", lambda values: values >= 0),
+    "exposure": ("positive", lambda values: values > 0),
+    "noise": ("non-negative (a variance)", lambda values: values >= 0),
+}
+
+
+def checked_rows(
+    rows: Mapping[str, object],
+    accepted: Iterable[str],
+    owner: str,
+    like: Tensor,
+    num_rows: int,
+) -> dict[str, Tensor]:
+    """Check names and lengths of row extras and bring them to one dtype and device.
+
+    Parameters
+    ----------
+    rows : mapping
+        Extras by name; entries that are None are left out.
+    accepted : iterable of str
+        Names that the likelihood accepts.
+    owner : str
+        Class name of the likelihood, for messages.
+    like : Tensor
+        Gives dtype and device.
+    num_rows : int
+        Number of rows N; every extra ends in N or in 1.
+
+    Returns
+    -------
+    dict
+        Tensors of shape `[*b, N]`, `[*b, 1]` or `[]`.
+
+    Raises
+    ------
+    InputError
+        For unknown names and wrong lengths.
+
+    Examples
+    --------
+    >>> checked_rows({"weights": [1, 2]}, {"weights"}, "Mine", torch.zeros(2), 2)
+    {'weights': tensor([1., 2.])}
+    """
+    accepted = frozenset(accepted)
+    checked: dict[str, Tensor] = {}
+    for name, value in rows.items():
+        if name not in accepted:
+            raise InputError(
+                f"{owner} does not accept the row argument {name!r}. It accepts: "
+                f"{', '.join(sorted(accepted))}."
+            )
+        if value is None:
+            continue
+        tensor = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+        if tensor.dim() and tensor.shape[-1] not in (1, num_rows):
+            raise InputError(
+                f"The row argument {name!r} of {owner} has shape {tuple(tensor.shape)}, but there "
+                f"are {num_rows} rows. Pass one entry per row in the last dimension."
+            )
+        checked[name] = tensor
+    return checked
+
+
+def check_row_values(rows: Mapping[str, Tensor], observed: Tensor, owner: str) -> None:
+    """Raise where an extra of an observed row is not finite or out of its range.
+
+    Parameters
+    ----------
+    rows : mapping
+        Extras by name, as returned by `checked_rows`.
+    observed : Tensor
+        Boolean `[*b, N]`; rows without a target may hold anything.
+    owner : str
+        Class name of the likelihood, for messages.
+
+    Raises
+    ------
+    InputError
+        Names the first offending value.
+
+    Examples
+    --------
+    >>> check_row_values({"weights": torch.ones(2)}, torch.tensor([True, False]), "Mine")
+    """
+    for name, values in rows.items():
+        kind, in_range = _REQUIREMENTS.get(name, ("finite", torch.isfinite))
+        bad = observed & ~(torch.isfinite(values) & in_range(values))
+        if bad.any():
+            offending = values.expand(bad.shape)[bad][0].item()
+            raise InputError(
+                f"The row argument {name!r} of {owner} must be finite and {kind}, got {offending} "
+                f"at {int(bad.sum())} observed row(s). Correct or drop these rows."
+            )
+
+
+def where_missing(missing: Tensor, fill: float, value: Tensor) -> Tensor:
+    """Put a constant where a row is missing, cutting its gradient.
+
+    Parameters
+    ----------
+    missing : Tensor
+        Boolean `[*b, N]`.
+    fill : float
+        The constant.
+    value : Tensor
+        Finite terms `[*c, N]`.
+
+    Returns
+    -------
+    Tensor
+        Broadcast shape.
+
+    Examples
+    --------
+    >>> where_missing(torch.tensor([True, False]), 0.0, torch.ones(2))
+    tensor([0., 1.])
+    """
+    return torch.where(missing, torch.full_like(value, fill), value)
+
+
+def fill_by_mean(values: Tensor, observed: Tensor) -> Tensor:
+    """Give unobserved rows the mean of the observed ones, 0 if there are none.
+
+    Parameters
+    ----------
+    values : Tensor
+        `[*b, N]`.
+    observed : Tensor
+        Boolean `[*b, N]`.
+
+    Returns
+    -------
+    Tensor
+        `[*b, N]`.
+
+    Examples
+    --------
+    >>> fill_by_mean(torch.tensor([1.0, 9.0, 3.0]), torch.tensor([True, False, True]))
+    tensor([1., 2., 3.])
+    """
+    total = where_missing(~observed, 0.0, values).sum(-1, keepdim=True)
+    return torch.where(observed, values, total / observed.sum(-1, keepdim=True).clamp_min(1))

@@ -1,0 +1,195 @@
+"""The likelihoods that the conformance suite runs over, as fixtures.
+
+One entry per likelihood: how to build it, targets it accepts, and its row extras.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import gpytorch
+import pytest
+import torch
+from torch import Tensor
+
+from gpvi.likelihoods import (
+    BernoulliLikelihood,
+    GaussianLikelihood,
+    Likelihood,
+    PoissonLikelihood,
+    StudentTLikelihood,
+    as_likelihood,
+)
+
+NUM_ROWS = 5
+NUM_LATENTS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A likelihood in the conformance suite."""
+
+    build: Callable[[], Likelihood]
+    y: Tensor
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    # Largest error of one quadrature with 20 nodes against dense integration, where it has one.
+    tolerance: float = 1e-9
+    # The same for the predictive log density, whose rule is recentred.
+    density_tolerance: float = 1e-4
+    impossible: float | None = None
+    # False where expectations are kinked or sampled, so that no rule is exact.
+    is_smooth: bool = True
+
+    def moments(self, *batch: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance of f in the shape that the likelihood asks for, repeatable."""
+        generator = torch.Generator().manual_seed(3)
+        num_latents = self.build().num_latents
+        latents = () if num_latents == 1 else (num_latents,)
+        shape = (*batch, *latents, NUM_ROWS)
+        mean = torch.randn(shape, generator=generator, dtype=torch.float64)
+        variance = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.2
+        return mean, variance
+
+
+class ScaledPoisson(gpytorch.likelihoods.likelihood._OneDimensionalLikelihood):
+    """A user's own GPyTorch likelihood with a keyword argument per row."""
+
+    def forward(self, function_samples: Tensor, exposure: Tensor | float = 1.0):
+        return torch.distributions.Poisson(function_samples.exp() * exposure)
+
+
+class UsersStudentT(gpytorch.likelihoods.StudentTLikelihood):
+    """A user's variation of a GPyTorch likelihood, which only its own `forward` describes."""
+
+    def forward(self, function_samples: Tensor, *args, **kwargs):
+        return torch.distributions.StudentT(5.0, 2 * function_samples, self.noise)
+
+
+class SampledNormal(gpytorch.likelihoods.Likelihood):
+    """A user's own GPyTorch likelihood that has nothing but `forward`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.raw_scale = torch.nn.Parameter(torch.tensor(0.1, dtype=torch.float64))
+
+    def forward(self, function_samples: Tensor, *args, **kwargs):
+        return torch.distributions.Normal(function_samples, self.raw_scale.exp())
+
+
+def wrapped(likelihood: gpytorch.likelihoods.Likelihood) -> Likelihood:
+    return as_likelihood(likelihood.double())
+
+
+def softmax() -> Likelihood:
+    theirs = gpytorch.likelihoods.SoftmaxLikelihood(num_features=NUM_LATENTS, num_classes=4)
+    weights = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3).sin()
+    theirs.mixing_weights.data = weights
+    return wrapped(theirs)
+
+
+REAL = torch.tensor([0.3, -1.2, 0.0, 2.5, 0.7], dtype=torch.float64)
+LABELS = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0], dtype=torch.float64)
+COUNTS = torch.tensor([0.0, 3.0, 1.0, 7.0, 2.0], dtype=torch.float64)
+UNIT = torch.tensor([0.1, 0.5, 0.9, 0.3, 0.7], dtype=torch.float64)
+EXPOSURE = torch.tensor([0.5, 1.0, 2.0, 4.0, 1.5], dtype=torch.float64)
+NOISE = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.05], dtype=torch.float64)
+TASKS = torch.stack([REAL, LABELS, UNIT], dim=-1)
+
+CASES: dict[str, Case] = {
+    "gaussian": Case(lambda: GaussianLikelihood(noise=0.2), REAL, {"noise": NOISE}),
+    "gaussian_fixed": Case(lambda: GaussianLikelihood(noise=0.3, learn_noise=False), REAL),
+    "bernoulli_probit": Case(BernoulliLikelihood, LABELS, tolerance=1e-7, impossible=0.5),
+    "bernoulli_logit": Case(
+        lambda: BernoulliLikelihood(link="logit"), LABELS, tolerance=1e-6, impossible=2.0
+    ),
+    "poisson": Case(PoissonLikelihood, COUNTS, {"exposure": EXPOSURE}, impossible=-1.0),
+    "poisson_softplus": Case(
+        lambda: PoissonLikelihood(link="softplus"),
+        COUNTS,
+        {"exposure": EXPOSURE},
+        tolerance=1e-6,
+        impossible=-1.0,
+    ),
+    "student_t": Case(lambda: StudentTLikelihood(scale=0.4), REAL),
+    "wrapped_gaussian": Case(
+        lambda: wrapped(gpytorch.likelihoods.GaussianLikelihood()), REAL, {"noise": NOISE + 0.1}
+    ),
+    "wrapped_fixed_noise": Case(
+        lambda: wrapped(
+            gpytorch.likelihoods.FixedNoiseGaussianLikelihood(
+                NOISE + 0.1, learn_additional_noise=True
+            )
+        ),
+        REAL,
+        {"noise": NOISE + 0.2},
+    ),
+    "wrapped_bernoulli": Case(
+        lambda: wrapped(gpytorch.likelihoods.BernoulliLikelihood()), LABELS, tolerance=1e-7
+    ),
+    "wrapped_laplace": Case(
+        lambda: wrapped(gpytorch.likelihoods.LaplaceLikelihood()),
+        REAL,
+        tolerance=0.1,
+        density_tolerance=0.02,
+        is_smooth=False,
+    ),
+    "wrapped_student_t": Case(lambda: wrapped(gpytorch.likelihoods.StudentTLikelihood()), REAL),
+    "wrapped_beta": Case(
+        lambda: wrapped(gpytorch.likelihoods.BetaLikelihood()), UNIT, tolerance=1e-6, impossible=1.5
+    ),
+    "wrapped_poisson": Case(
+        lambda: wrapped(gpytorch.likelihoods.PoissonLikelihood()),
+        COUNTS,
+        tolerance=1e-6,
+        impossible=0.5,
+    ),
+    "wrapped_negative_binomial": Case(
+        lambda: wrapped(gpytorch.likelihoods.NegativeBinomialLikelihood()),
+        COUNTS,
+        tolerance=1e-5,
+        impossible=-2.0,
+    ),
+    "wrapped_users_own": Case(
+        lambda: wrapped(ScaledPoisson()), COUNTS, {"exposure": EXPOSURE}, impossible=0.5
+    ),
+    "wrapped_variation": Case(lambda: wrapped(UsersStudentT()), REAL, tolerance=2e-3),
+    "wrapped_generic": Case(lambda: wrapped(SampledNormal()), REAL, tolerance=1.0, is_smooth=False),
+    "wrapped_softmax": Case(softmax, COUNTS.clamp(max=3), impossible=4.0),
+    "wrapped_multitask": Case(
+        lambda: wrapped(gpytorch.likelihoods.MultitaskGaussianLikelihood(num_tasks=NUM_LATENTS)),
+        TASKS,
+    ),
+}
+
+ONE_LATENT = [name for name, case in CASES.items() if case.build().num_latents == 1]
+SEVERAL_LATENTS = [name for name in CASES if name not in ONE_LATENT]
+SMOOTH = [name for name, case in CASES.items() if case.is_smooth]
+
+
+@pytest.fixture
+def all_cases() -> dict[str, Case]:
+    """Every likelihood of the suite by name."""
+    return CASES
+
+
+@pytest.fixture(params=CASES)
+def case(request) -> Case:
+    """Each likelihood."""
+    return CASES[request.param]
+
+
+@pytest.fixture(params=ONE_LATENT)
+def single(request) -> Case:
+    """Each likelihood with one latent."""
+    return CASES[request.param]
+
+
+@pytest.fixture(params=SEVERAL_LATENTS)
+def several(request) -> Case:
+    """Each likelihood with several latents."""
+    return CASES[request.param]
+
+
+@pytest.fixture(params=SMOOTH)
+def smooth(request) -> Case:
+    """Each likelihood whose expectations a rule gets right."""
+    return CASES[request.param]
