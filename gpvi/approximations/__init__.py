@@ -1,12 +1,14 @@
 """Structured Gaussian priors: what is conditioned on Gaussian sites."""
 
 from gpvi.approximations._residual import ResidualDraw
-from gpvi.approximations.base import Approximation, Draw, Marginals, Posterior, Prior
-from gpvi.approximations.exact import Exact, ExactPosterior, ExactPrior
+from gpvi.approximations.base import Approximation, Posterior, Prior
+from gpvi.approximations.exact import Exact, ExactPrior
+from gpvi.approximations.exact_posterior import ExactPosterior
 from gpvi.approximations.gaussian_process import GaussianProcess, GaussianProcessLike
 from gpvi.approximations.grouped import GroupedPosterior, GroupedPrior
 from gpvi.approximations.inducing import InducingPoints
 from gpvi.approximations.inducing_prior import InducingPosterior, InducingPrior
+from gpvi.approximations.moments import Draw, Marginals
 from gpvi.approximations.plan import GroupIndex, Plan
 from gpvi.approximations.selection import SELECTION_METHODS, select_inducing_points
 from gpvi.approximations.sites import Sites, SiteSpace

@@ -12,7 +12,6 @@ Shapes: ``b`` are batch dims (latents last among them), rows N, basis size M, sa
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Self
 
 import gpytorch
@@ -22,57 +21,12 @@ from torch import Tensor
 from gpvi.approximations._detach import detached
 from gpvi.approximations._residual import ResidualDraw
 from gpvi.approximations.gaussian_process import GaussianProcessLike
+from gpvi.approximations.moments import Draw, Marginals
 from gpvi.approximations.plan import Plan
 from gpvi.approximations.sites import Sites, SiteSpace
 from gpvi.exceptions import InputError, UnsupportedError
 
-__all__ = ["Approximation", "Draw", "Marginals", "Posterior", "Prior"]
-
-
-@dataclass(frozen=True, eq=False)
-class Marginals:
-    """Marginal moments of q at rows.
-
-    Parameters
-    ----------
-    mean : Tensor, shape [*b, N]
-        Posterior means.
-    explained : Tensor, shape [*b, N]
-        Posterior variance of the projection ``r_n = E[f_n | basis]``.
-    residual : Tensor, shape [*b, N], optional
-        Conditional variance of ``f_n`` given the basis; None where the basis is f itself.
-
-    Examples
-    --------
-    >>> import torch
-    >>> Marginals(torch.zeros(2), torch.ones(2), torch.ones(2)).variance
-    tensor([2., 2.])
-    """
-
-    mean: Tensor
-    explained: Tensor
-    residual: Tensor | None = None
-
-    @property
-    def variance(self) -> Tensor:
-        """Marginal variance of f, ``explained + residual``."""
-        return self.explained if self.residual is None else self.explained + self.residual
-
-
-@dataclass(frozen=True, eq=False)
-class Draw:
-    """Joint samples of the latent function and of the basis.
-
-    Parameters
-    ----------
-    values : Tensor, shape [*S, *b, N]
-        Samples of f at the rows asked for.
-    basis : Tensor, shape [*S, *b, M]
-        The basis values behind them.
-    """
-
-    values: Tensor
-    basis: Tensor
+__all__ = ["Approximation", "Posterior", "Prior"]
 
 
 class Posterior(ABC):
@@ -394,6 +348,32 @@ class Approximation(torch.nn.Module, ABC):
             Reusable for every hyperparameter value.
         """
         return Plan.build(x, groups)
+
+    def collapsed_objective(
+        self, gp: GaussianProcessLike, x: Tensor, y: Tensor, noise: Tensor, *, tighter: bool
+    ) -> Tensor | None:
+        """Bound of a Gaussian likelihood as one operation, where the approximation has one.
+
+        Parameters
+        ----------
+        gp : GaussianProcessLike
+            The process, live: gradients reach its parameters.
+        x : Tensor, shape [*g, N, D]
+            Data inputs.
+        y : Tensor, shape [*b, N]
+            Targets, all observed.
+        noise : Tensor, scalar or shape [*b, N]
+            Noise variances.
+        tighter : bool
+            Whether to use the tightened bound.
+
+        Returns
+        -------
+        Tensor, shape [*b], or None
+            Total nats; None (the default) sends fits through :meth:`prior` and its sites, which gives
+            the same value at a higher price.
+        """
+        return None
 
     def prior(self, gp: GaussianProcessLike, x: Tensor, *, plan: Plan | None = None) -> Prior:
         """Structured prior at data inputs, for today's hyperparameters.

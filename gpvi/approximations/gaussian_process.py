@@ -174,8 +174,8 @@ def copy_module(module: ModuleT, transform: Callable[[Tensor], Tensor]) -> Modul
 
     ``torch.func.functional_call`` would give the same values, but only inside one call; here the
     copy is an ordinary module that lives as long as the prior that holds it. Tensors and submodules
-    that are shared in the tree stay shared in the copy. Hyperparameter priors are left out: a copy is
-    evaluated, never trained or loaded into.
+    that are shared in the tree stay shared in the copy. Hyperparameter priors are left out: a copy
+    is evaluated, never trained or loaded into.
     """
     tensors: dict[int, Tensor] = {}
     modules: dict[int, torch.nn.Module] = {}

@@ -10,8 +10,10 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from gpvi.approximations.base import Draw, Marginals, Posterior, Prior, ResidualDraw
+from gpvi.approximations._residual import ResidualDraw
+from gpvi.approximations.base import Posterior, Prior
 from gpvi.approximations.gaussian_process import GaussianProcessLike
+from gpvi.approximations.moments import Draw, Marginals
 from gpvi.approximations.plan import GroupIndex
 from gpvi.approximations.sites import Sites
 from gpvi.exceptions import InputError, UnsupportedError

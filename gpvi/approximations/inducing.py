@@ -119,8 +119,7 @@ class InducingPoints(Approximation):
         noise: Tensor,
         *,
         tighter: bool,
-        plan: Plan | None = None,
-    ) -> Tensor | None:
+    ) -> Tensor:
         """Gaussian-likelihood bound in one operation with an analytic adjoint.
 
         Parameters
@@ -135,16 +134,12 @@ class InducingPoints(Approximation):
             Noise variances.
         tighter : bool
             Whether to use the tightened bound of Titsias (2025).
-        plan : Plan, optional
-            From :meth:`plan`.
 
         Returns
         -------
-        Tensor, shape [*b], or None
-            Total nats; None where only the general route applies (flat groups).
+        Tensor, shape [*b]
+            Total nats.
         """
-        if plan is not None and plan.groups is not None:
-            return None
         z = self._points(x)
         return collapsed_objective(gp, x, z, y, noise, jitter=self._jitter(x), tighter=tighter)
 

@@ -17,7 +17,7 @@ Gaussian processes.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gpytorch
 import torch
@@ -31,8 +31,9 @@ from gpvi.approximations._residual import (
     residual_variance,
     sample_residual,
 )
-from gpvi.approximations.base import Draw, Marginals, Posterior, Prior
+from gpvi.approximations.base import Posterior, Prior
 from gpvi.approximations.gaussian_process import GaussianProcessLike
+from gpvi.approximations.moments import Draw, Marginals
 from gpvi.approximations.sites import Sites
 from gpvi.approximations.whitened import WhitenedGaussian
 from gpvi.exceptions import InputError
@@ -291,6 +292,29 @@ class InducingPosterior(Posterior):
         values = mean + mat_vec(features.mT, aligned)
         values = sample_residual(prior.gp, x, features, values, residual, generator)
         return Draw(values, prior.unwhiten(whitened))
+
+    def compact(self) -> "InducingPosterior":
+        """The same q without data rows, its sites moved onto the whitened basis.
+
+        Returns
+        -------
+        InducingPosterior
+            Same q(u), KL and predictions; ``marginals`` has no rows left.
+        """
+        prior, whitened = self.prior, self.whitened
+        # Clones: slices would keep, and pickle, the storage of all rows.
+        small = replace(
+            prior,
+            x=prior.x[..., :0, :].clone(),
+            features=prior.features[..., :0].clone(),
+            x_mean=prior.x_mean[..., :0].clone(),
+            x_residual=prior.x_residual[..., :0].clone(),
+        )
+        eye = torch.eye(prior.num_basis, dtype=whitened.factor.dtype, device=whitened.factor.device)
+        precision = whitened.factor @ whitened.factor.mT - eye
+        precision = precision.expand(*whitened.shift.shape, prior.num_basis)
+        sites = Sites(whitened.shift, precision, on="whitened")
+        return InducingPosterior(small, sites, whitened, torch.zeros_like(self.constant))
 
     def _site_values(self, basis: Tensor) -> Tensor:
         if self.sites.on == "basis":

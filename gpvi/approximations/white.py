@@ -14,14 +14,9 @@ from torch import Tensor
 from gpvi.approximations._checks import check_new_inputs, refuse_groups
 from gpvi.approximations._random import standard_normal
 from gpvi.approximations._residual import ResidualDraw, check_residual
-from gpvi.approximations.base import (
-    Approximation,
-    Draw,
-    Marginals,
-    Posterior,
-    Prior,
-)
+from gpvi.approximations.base import Approximation, Posterior, Prior
 from gpvi.approximations.gaussian_process import GaussianProcessLike
+from gpvi.approximations.moments import Draw, Marginals
 from gpvi.approximations.plan import Plan
 from gpvi.approximations.sites import Sites
 from gpvi.exceptions import NumericalError, UnsupportedError
@@ -141,8 +136,8 @@ class WhitePrior(Prior):
         gain = 1.0 + self.x_variance * sites.lam2
         if not bool((gain > 0).all()):
             raise NumericalError(
-                f"A site has precision {float(sites.lam2.min()):.3g}, below minus the prior "
-                f"precision {float(1 / self.x_variance.max()):.3g}: the posterior would be "
+                f"A site has precision {sites.lam2.min().item():.3g}, below minus the prior "
+                f"precision {1 / self.x_variance.max().item():.3g}: the posterior would be "
                 "improper. Bound the site precision from below."
             )
         return WhitePosterior(self, sites)

@@ -151,8 +151,16 @@ class GPRegressor(RegressorMixin, BaseEstimator):
         Returns
         -------
         GPRegressor
-            Itself.
+            Itself; as it was before if anything is raised.
         """
+        before = dict(vars(self))
+        try:
+            return self._fit(X, y)
+        except BaseException:
+            self.__dict__ = before
+            raise
+
+    def _fit(self, X: Any, y: Any) -> Self:
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         generator = torch.Generator().manual_seed(int(seed))
@@ -195,7 +203,7 @@ class GPRegressor(RegressorMixin, BaseEstimator):
         std : ndarray, shape [N]
             Only if ``return_std``.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "posterior_")
         X = validate_data(self, X, dtype=np.float64, reset=False)
         inputs = self._tensor(self._x_map(X))
         model = as_likelihood(self.likelihood_)

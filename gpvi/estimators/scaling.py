@@ -47,8 +47,9 @@ class Standardizer:
             A constant column keeps scale 1.
         """
         offset, scale = values.mean(0), values.std(0)
-        # A constant column may have a tiny non-zero deviation from rounding of its mean.
-        constant = scale <= 1e-12 * np.maximum(np.abs(offset), np.finfo(np.float64).tiny)
+        # The mean of a constant column is rounded, so its deviation says nothing.
+        low, high = values.min(0), values.max(0)
+        constant = high - low <= 4.0 * np.spacing(np.maximum(np.abs(low), np.abs(high)))
         if common_scale:
             total = float(np.sqrt(np.mean(np.where(constant, 0.0, scale) ** 2)))
             return cls(offset, np.full_like(offset, total if total > 0 else 1.0))

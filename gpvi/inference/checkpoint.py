@@ -13,15 +13,17 @@ import struct
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from gpvi.exceptions import InputError
 
-__all__ = ["EvaluationLog", "fingerprint", "load_state", "save_state"]
+__all__ = ["EvaluationLog", "fingerprint", "load_state", "module_settings", "save_state"]
 
 _VERSION = 1
 _MAGIC = b"gpvi-evaluations\n"
@@ -57,6 +59,37 @@ def fingerprint(tensors: Iterable[Tensor | None], settings: dict[str, object]) -
             digest.update(f"{array.dtype}{array.shape}".encode())
             digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def module_settings(module: torch.nn.Module) -> list[list[object]]:
+    """Classes and plain options in a module tree: what its tensors do not tell.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Kernel, approximation, likelihood.
+
+    Returns
+    -------
+    list
+        Path, class name and options (numbers, strings, flags) of every submodule, JSON-serialisable.
+
+    Examples
+    --------
+    >>> import gpytorch
+    >>> smooth, rough = (gpytorch.kernels.MaternKernel(nu=nu) for nu in (2.5, 0.5))
+    >>> module_settings(smooth) == module_settings(rough)
+    False
+    """
+    plain = (bool, int, float, str, type(None))
+    return [
+        [
+            path,
+            f"{type(part).__module__}.{type(part).__qualname__}",
+            {k: v for k, v in vars(part).items() if isinstance(v, plain) and k != "training"},
+        ]
+        for path, part in module.named_modules()
+    ]
 
 
 class EvaluationLog:
@@ -110,6 +143,9 @@ class EvaluationLog:
 
     def _read(self) -> list[np.ndarray]:
         content = self.path.read_bytes()
+        if self._header.startswith(content):  # killed before anything was evaluated
+            self.path.write_bytes(self._header)
+            return []
         if not content.startswith(_MAGIC):
             raise InputError(
                 f"{self.path} is not a gpvi checkpoint; delete it or name another file."
@@ -160,7 +196,7 @@ def save_state(
 
 def load_state(
     path: str | os.PathLike, digest: str
-) -> tuple[dict[str, Tensor], dict[str, object]] | None:
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Read what :func:`save_state` wrote; None if the file does not exist.
 
     Parameters

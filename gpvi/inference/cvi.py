@@ -15,6 +15,7 @@ Gaussian process models. MLSP.
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from gpytorch.likelihoods import Likelihood as GPyTorchLikelihood
@@ -46,7 +47,7 @@ class CVIResult:
     steps : int
         Sweeps taken.
     converged : bool
-        Whether the last full sweep gained less than the tolerance.
+        Whether the last sweep gained less than the tolerance, or no step gains anything.
     history : list of float
         Objective after every sweep.
     log_v : Tensor or None
@@ -159,7 +160,7 @@ class _Problem:
     likelihood: Likelihood
     y: Tensor
     weights: Tensor | None
-    rows: dict[str, Tensor]
+    rows: dict[str, Any]  # of tensors; mypy would match them with every keyword
     min_precision: float
     tighter: bool
 
@@ -186,14 +187,13 @@ class _Problem:
 
     def fresh(self, marginals: Marginals, log_v: Tensor | None) -> Sites:
         """Duals of the data term at given moments."""
-        sites = dual(
+        return dual(
             lambda q: data_term(
                 self.likelihood, self.y, q, weights=self.weights, log_v=log_v, **self.rows
             ),
             marginals,
             min_precision=self.min_precision,
         )
-        return sites.mask(~torch.isnan(self.y)) if self.likelihood.num_latents == 1 else sites
 
     def evaluate(self, sites: Sites) -> _State:
         """Posterior, moments and objective for sites."""
@@ -241,8 +241,9 @@ def _iterate(
         while trial is None or trial.objective < state.objective - slack:
             step *= 0.5
             if step < _SMALLEST_STEP:
-                # No step along the natural gradient helps: a fixed point up to clipping and rounding.
-                return _result(state, taken, True, history)
+                # No step along the natural gradient helps: a fixed point up to clipping and rounding,
+                # unless there is no natural gradient because the duals are not finite.
+                return _result(state, taken, trial is not None, history)
             trial = _try(problem, state.sites.lerp(fresh, step))
         converged = trial.objective - state.objective < tolerance * step
         state = trial

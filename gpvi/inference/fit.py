@@ -1,20 +1,22 @@
 """The fit loop: warm start on a subset, then full batch or minibatches, with history and checkpoints."""
 
+import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from gpytorch.likelihoods import Likelihood as GPyTorchLikelihood
 from torch import Tensor
 
-from gpvi.approximations import Approximation, GaussianProcess, InducingPoints, Posterior
+from gpvi.approximations import Approximation, GaussianProcess, InducingPoints
 from gpvi.exceptions import InputError, UnsupportedError
-from gpvi.inference.checkpoint import EvaluationLog, fingerprint
+from gpvi.inference.checkpoint import EvaluationLog, fingerprint, module_settings
 from gpvi.inference.coordinates import Curvature
 from gpvi.inference.full_batch import Ascent, maximize
 from gpvi.inference.minibatch import Minibatcher
+from gpvi.inference.parameters import unchanged_on_error
 from gpvi.inference.problem import FitProblem
 from gpvi.inference.records import Callback, FitRecord, FitResult
 from gpvi.inference.reports import warn_about
@@ -35,11 +37,21 @@ class WarmStart:
         Fixed inducing rows on the subset.
     max_evaluations : int
         Objective evaluations on the subset.
+
+    Raises
+    ------
+    InputError
+        If one of them is less than 1.
     """
 
-    num_rows: int = 2_000
+    num_rows: int = 1_500
     num_inducing: int = 256
     max_evaluations: int = 60
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise InputError(f"{name} of the warm start is {value}; it must be at least 1.")
 
 
 def fit(
@@ -115,7 +127,9 @@ def fit(
     InputError, UnsupportedError
         For data or options that do not fit together; the modules are then unchanged.
     NumericalError
-        If the starting values already fail; the modules are then unchanged.
+        If the starting values already fail, or minibatch steps again and again.
+
+    Whatever is raised, also by a callback, the modules are left as they were.
 
     Examples
     --------
@@ -139,148 +153,131 @@ def fit(
         generator.seed()
     model = as_likelihood(likelihood)
     model.check_targets(y, **rows, **({} if weights is None else {"weights": weights}))
-    problem = FitProblem(
-        gp,
-        approximation,
-        model,
-        x,
-        y,
-        approximation.plan(x, groups),
-        objective,
-        weights,
-        dict(rows),
-    )
+    plan = approximation.plan(x, groups)
+    problem = FitProblem(gp, approximation, model, x, y, plan, objective, weights, dict(rows))
     if batch_size is not None:
-        _check_minibatch(problem, batch_size)
-    digest = _digest(problem, max_iter, tolerance, warm_start, batch_size, generator)
-    history: list[FitRecord] = []
-    warm = _warm_start(
-        problem, warm_start, generator, history, callbacks, checkpoint, digest, started
-    )
-    approximation.initialize(gp, x, generator)
-    num_steps = 0 if warm is not None and warm.stopped else max_iter
-    curvature = None if warm is None else warm.curvature
-    if batch_size is None:
-        result = _full_batch(
-            problem,
-            num_steps,
-            tolerance,
-            history,
-            callbacks,
-            checkpoint,
-            digest,
-            started,
-            curvature,
-        )
-    else:
-        loop = Minibatcher(
-            problem,
-            batch_size,
-            num_steps,
-            learning_rate,
-            natural_step_size,
-            tolerance,
-            generator,
-            history,
-            callbacks,
-            None if checkpoint is None else os.fspath(checkpoint),
-            digest=digest,
-            started=started,
-        )
-        converged, message = loop.run()
-        result = FitResult(
-            loop.posterior(), loop.objective(), loop.step, converged, message, history, loop.log_v
-        )
+        _check_minibatch(problem, batch_size, learning_rate, natural_step_size)
+    settings: dict[str, object] = {
+        "max_iter": max_iter,
+        "tolerance": tolerance,
+        "warm_start": str(warm_start),
+        "batch_size": batch_size,
+        "step_sizes": None if batch_size is None else [learning_rate, natural_step_size],
+    }
+    path = None if checkpoint is None else os.fspath(checkpoint)
+    digest = "" if path is None else _digest(problem, groups, generator, settings)
+    run = _Run(generator, callbacks, path, digest, started)
+    with unchanged_on_error(problem.modules.values()):
+        warm = _warm_start(problem, warm_start, run)
+        approximation.initialize(gp, x, generator)
+        num_steps = 0 if warm is not None and warm.stopped else max_iter
+        if batch_size is None:
+            curvature = None if warm is None else warm.curvature
+            result = _full_batch(problem, num_steps, tolerance, curvature, run)
+        else:
+            loop = Minibatcher(
+                problem,
+                batch_size,
+                num_steps,
+                learning_rate,
+                natural_step_size,
+                tolerance,
+                generator,
+                run.history,
+                callbacks,
+                path,
+                digest=digest,
+                started=started,
+            )
+            result = loop.fit()
+    if warm is not None and warm.stopped:
+        result = replace(result, message=warm.message, stopped=True)
     warn_about(result, max_iter)
     return result
 
 
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What all stages of one fit share."""
+
+    generator: torch.Generator
+    callbacks: Sequence[Callback]
+    checkpoint: str | None
+    digest: str
+    started: float
+    history: list[FitRecord] = field(default_factory=list)
+
+    def log(self, suffix: str = "") -> EvaluationLog | None:
+        """Evaluation log of a stage, if the fit has a checkpoint."""
+        if self.checkpoint is None:
+            return None
+        return EvaluationLog(self.checkpoint + suffix, self.digest)
+
+
 def _full_batch(
-    problem: FitProblem,
-    max_iter: int,
-    tolerance: float,
-    history: list[FitRecord],
-    callbacks: Sequence[Callback],
-    checkpoint: str | os.PathLike | None,
-    digest: str,
-    started: float,
-    curvature: Curvature | None,
+    problem: FitProblem, max_iter: int, tolerance: float, curvature: Curvature | None, run: _Run
 ) -> FitResult:
-    iterations, converged, message = 0, False, "no iterations after the warm start"
+    ascent = Ascent(math.nan, 0, False, "no iterations after the warm start")
     if max_iter:
-        log = None if checkpoint is None else EvaluationLog(checkpoint, digest)
         ascent = maximize(
             problem,
             stage="full batch",
             max_iter=max_iter,
             max_evaluations=None,
             tolerance=tolerance,
-            history=history,
-            callbacks=callbacks,
-            log=log,
-            started=started,
+            history=run.history,
+            callbacks=run.callbacks,
+            log=run.log(),
+            started=run.started,
             curvature=curvature,
         )
-        iterations, converged, message = ascent.num_iterations, ascent.converged, ascent.message
     outcome = problem.infer()
-    posterior: Posterior = outcome.posterior.detach()
     return FitResult(
-        posterior, outcome.objective, iterations, converged, message, history, outcome.log_v
+        outcome.posterior.detach(),
+        outcome.objective,
+        ascent.num_iterations,
+        ascent.converged,
+        ascent.message,
+        run.history,
+        outcome.log_v,
+        ascent.stopped,
     )
 
 
-def _warm_start(
-    problem: FitProblem,
-    options: WarmStart | None,
-    generator: torch.Generator,
-    history: list[FitRecord],
-    callbacks: Sequence[Callback],
-    checkpoint: str | os.PathLike | None,
-    digest: str,
-    started: float,
-) -> Ascent | None:
+def _warm_start(problem: FitProblem, options: WarmStart | None, run: _Run) -> Ascent | None:
     """Train hyperparameters on a subset, where that makes sense."""
-    num_rows = problem.y.shape[-1]
     if (
         options is None
         or problem.plan.groups is not None
         or problem.x.dim() > 2
         or not problem.approximation.subset_warm_start
-        or num_rows < 2 * options.num_rows
+        or problem.num_rows < 2 * options.num_rows
     ):
         return None
-    chosen = torch.randperm(num_rows, generator=generator)[: options.num_rows].to(problem.x.device)
-    x = problem.x[chosen]
-    subset = FitProblem(
-        problem.gp,
-        InducingPoints(inducing_points=x[: options.num_inducing], learn=False),
-        problem.likelihood,
-        x,
-        problem.y[..., chosen],
-        problem.approximation.plan(x),
-        problem.objective,
-        None if problem.weights is None else problem.weights[..., chosen],
-        {name: value[..., chosen] for name, value in problem.rows.items()},
-    )
-    log = None
-    if checkpoint is not None:
-        log = EvaluationLog(f"{os.fspath(checkpoint)}.warm-start", digest)
+    chosen = torch.randperm(problem.num_rows, generator=run.generator)[: options.num_rows]
+    points = problem.x[chosen[: options.num_inducing].to(problem.x.device)]
     return maximize(
-        subset,
+        problem.take(chosen, InducingPoints(inducing_points=points, learn=False)),
         stage="warm start",
         max_iter=options.max_evaluations,
         max_evaluations=options.max_evaluations,
         tolerance=1e-4,
-        history=history,
-        callbacks=callbacks,
-        log=log,
-        started=started,
+        history=run.history,
+        callbacks=run.callbacks,
+        log=run.log(".warm-start"),
+        started=run.started,
     )
 
 
-def _check_minibatch(problem: FitProblem, batch_size: int) -> None:
+def _check_minibatch(
+    problem: FitProblem, batch_size: int, learning_rate: float, natural_step_size: float
+) -> None:
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; it must be at least 1.")
+    if not learning_rate > 0.0:
+        raise InputError(f"learning_rate is {learning_rate}; it must be positive.")
+    if not 0.0 < natural_step_size <= 1.0:
+        raise InputError(f"natural_step_size is {natural_step_size}; it must lie in (0, 1].")
     name = type(problem.approximation).__name__
     if problem.approximation.whole_data:
         raise UnsupportedError(
@@ -298,22 +295,19 @@ def _check_minibatch(problem: FitProblem, batch_size: int) -> None:
 
 def _digest(
     problem: FitProblem,
-    max_iter: int,
-    tolerance: float,
-    warm_start: WarmStart | None,
-    batch_size: int | None,
+    groups: Tensor | None,
     generator: torch.Generator,
+    settings: dict[str, object],
 ) -> str:
-    parameters = [p for module in problem.modules.values() for p in module.parameters()]
-    extras = [problem.rows[name] for name in sorted(problem.rows)]
-    settings: dict[str, object] = {
-        "approximation": type(problem.approximation).__name__,
+    tensors = [problem.x, problem.y, problem.weights, groups]
+    tensors += [problem.rows[name] for name in sorted(problem.rows)]
+    modules = {}
+    for name, module in problem.modules.items():
+        modules[name] = module_settings(module)
+        tensors += [*module.parameters(), *module.buffers()]
+    settings |= {
         "objective": problem.objective,
-        "max_iter": max_iter,
-        "tolerance": tolerance,
-        "warm_start": str(warm_start),
-        "batch_size": batch_size,
         "rows": sorted(problem.rows),
+        "modules": modules,
     }
-    tensors = [problem.x, problem.y, problem.weights, *extras, *parameters]
     return fingerprint([*tensors, generator.get_state()], settings)

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import LbfgsInvHessProduct, minimize
+from scipy.optimize import LbfgsInvHessProduct, OptimizeResult, minimize
 
 from gpvi.approximations import Sites
 from gpvi.exceptions import NumericalError
 from gpvi.inference.checkpoint import EvaluationLog
 from gpvi.inference.coordinates import Coordinates, Curvature
-from gpvi.inference.parameters import ParameterVector
+from gpvi.inference.parameters import ParameterVector, unchanged_on_error
 from gpvi.inference.problem import FitProblem
 from gpvi.inference.records import Callback, FitRecord
 
@@ -39,6 +39,9 @@ _MAX_DENSE = 2_000
 # With a box on every variable L-BFGS-B tries the full first step instead of one of unit length; this box
 # is never reached.
 _FAR = 1e8
+
+# Exit states of SciPy's L-BFGS-B.
+_GRADIENT_VANISHED, _LINE_SEARCH_FAILED = 0, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +75,10 @@ class Ascent:
 class _Stop(Exception):
     """Raised inside the optimiser to leave it."""
 
+    def __init__(self, message: str, asked: bool = False) -> None:
+        super().__init__(message)
+        self.asked = asked
+
 
 class _Objective:
     """Negative objective per row and its gradient, with records, checkpoint and wall."""
@@ -89,7 +96,7 @@ class _Objective:
         self.problem = problem
         self.vector = ParameterVector(problem.modules)
         self.coordinates = Coordinates(self.vector, curvature)
-        self.num_rows = max(1, problem.y.shape[-1])
+        self.num_rows = problem.num_rows
         self.best = -math.inf
         self.best_point = np.zeros(self.vector.size)
         self.last_good: tuple[np.ndarray, float, np.ndarray] | None = None
@@ -166,7 +173,7 @@ class _Objective:
         self._history.append(record)
         # A callback may ask to stop; all of them see the record first.
         if any([callback(record) for callback in self._callbacks]):
-            raise _Stop("a callback asked to stop")
+            raise _Stop("a callback asked to stop", asked=True)
 
     def _pack(self, value: float, gradient: np.ndarray) -> np.ndarray:
         """One flat record: value, gradient, and the sites (with their shape) if CVI made some."""
@@ -237,10 +244,31 @@ def maximize(
         If already the starting values fail; the parameters are then as they were.
     """
     started = time.perf_counter() if started is None else started
-    objective = _Objective(problem, stage, history, callbacks, log, started, curvature)
-    start = np.zeros(objective.vector.size)
+    with unchanged_on_error(problem.modules.values()):
+        objective = _Objective(problem, stage, history, callbacks, log, started, curvature)
+        start = np.zeros(objective.vector.size)
+        if not len(start):
+            return _nothing_to_train(objective)
+        return _ascend(objective, start, max_iter, max_evaluations, tolerance)
+
+
+def _nothing_to_train(objective: _Objective) -> Ascent:
+    try:
+        objective(objective.best_point)
+    except _Stop as stop:
+        return Ascent(objective.best, 0, False, str(stop), stop.asked)
+    return Ascent(objective.best, 0, True, "there are no parameters to train")
+
+
+def _ascend(
+    objective: _Objective,
+    start: np.ndarray,
+    max_iter: int,
+    max_evaluations: int | None,
+    tolerance: float,
+) -> Ascent:
     progress = _Progress(tolerance)
-    message, stopped, learned = "", False, None
+    stopped, learned = False, None
     try:
         result = minimize(
             objective,
@@ -257,16 +285,10 @@ def maximize(
                 "gtol": 1e-9,
             },
         )
-        message = str(result.message)
-        converged = progress.converged or result.status == 0
+        message, converged = progress.judge(result)
         learned = objective.learned(result.hess_inv)
     except _Stop as stop:
-        message, stopped, converged = str(stop), "callback" in str(stop), False
-    except BaseException:
-        objective.move_to(start)
-        raise
-    if progress.converged:
-        message = f"three iterations gained less than {tolerance:g} nats per row each"
+        message, stopped, converged = str(stop), stop.asked, False
     objective.move_to(objective.best_point)
     return Ascent(objective.best, progress.iterations, converged, message, stopped, learned)
 
@@ -281,11 +303,19 @@ class _Progress:
         self._last = math.inf
         self._slow = 0
 
-    def __call__(self, intermediate_result: object) -> None:
-        value = float(intermediate_result.fun)  # type: ignore[attr-defined]
+    def __call__(self, intermediate_result: OptimizeResult) -> None:
+        value = float(intermediate_result.fun)
         self.iterations += 1
         self._slow = self._slow + 1 if self._last - value < self._tolerance else 0
         self._last = value
         if self._slow >= 3:
             self.converged = True
             raise StopIteration
+
+    def judge(self, result: OptimizeResult) -> tuple[str, bool]:
+        """Why the optimiser ended, and whether that counts as convergence."""
+        if self.converged:
+            return f"three iterations gained less than {self._tolerance:g} nats per row each", True
+        if result.status == _LINE_SEARCH_FAILED and self._slow:
+            return "the last iteration gained next to nothing and no better point was found", True
+        return str(result.message), result.status == _GRADIENT_VANISHED

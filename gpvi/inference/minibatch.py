@@ -11,29 +11,31 @@ Adam, V., Chang, P., Khan, M. E. & Solin, A. (2021). Dual parameterization of sp
 Gaussian processes. NeurIPS.
 """
 
-import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
 
-from gpvi.approximations import Marginals, Posterior, Sites
+from gpvi.approximations import Marginals, Posterior, Prior, Sites
 from gpvi.exceptions import NumericalError
 from gpvi.inference.checkpoint import load_state, save_state
 from gpvi.inference.data_term import data_term, dual
 from gpvi.inference.objectives import elbo, optimal_log_v, tighter_elbo
-from gpvi.inference.parameters import log_prior
+from gpvi.inference.parameters import ParameterVector, log_prior
 from gpvi.inference.problem import FitProblem
-from gpvi.inference.records import Callback, FitRecord
+from gpvi.inference.records import Callback, FitRecord, FitResult
 
 __all__ = ["Minibatcher"]
 
 _MAX_FAILURES = 10
 _PATIENCE = 5
 _STAGE = "minibatch"
+
+# Prefix of the last good state in a checkpoint.
+_GOOD = "good."
 
 
 @dataclass
@@ -91,15 +93,37 @@ class Minibatcher:
         self.log_v: Tensor | None = None
         self.order = torch.empty(0, dtype=torch.int64)
         self.position = 0
-        modules = self.problem.modules.values()
-        self.parameters = _trainable(list(modules))
+        self.parameters = ParameterVector(self.problem.modules).parameters
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.learning_rate)
         self.estimates: list[float] = []
+        self.stopped = False
+        # Where the objective was last evaluated without trouble.
+        self._good: dict[str, Tensor] = {}
 
     @property
     def num_rows(self) -> int:
         """Rows of the data set."""
-        return self.problem.y.shape[-1]
+        return self.problem.num_rows
+
+    def fit(self) -> FitResult:
+        """Take all steps and report.
+
+        Returns
+        -------
+        FitResult
+            With the posterior on the tied sites.
+        """
+        converged, message = self.run()
+        return FitResult(
+            self.posterior(),
+            self.objective(),
+            self.step,
+            converged,
+            message,
+            self.history,
+            self.log_v,
+            self.stopped,
+        )
 
     def run(self) -> tuple[bool, str]:
         """Take all steps.
@@ -112,49 +136,52 @@ class Minibatcher:
             Why it stopped.
         """
         self._restore()
-        while self.step < self.num_steps:
+        while self.step < self.num_steps and not self.stopped:
             rows = self._next_rows()
-            backup = self._snapshot()
+            current = self._snapshot()
             try:
                 value, gradient = self._advance(rows)
             except NumericalError as error:
-                self._roll_back(backup, error)
+                self._roll_back(error)
                 continue
+            self._good = current
             self.failures = 0
             self.step += 1
             self.estimates.append(value)
-            if self._report(value, gradient):
-                return False, "a callback asked to stop"
+            self._report(self.step, value, gradient)
             if self.checkpoint and self.step % self.checkpoint_every == 0:
                 self._save()
             if self._converged():
                 return True, f"five windows gained less than {self.tolerance:g} nats per row"
+        if self.stopped:
+            return False, "a callback asked to stop"
         return False, f"{self.num_steps} steps taken"
 
     def posterior(self) -> Posterior:
         """Detached posterior on the tied sites, without data rows."""
         prior = self.problem.approximation.prior(self.problem.gp, self.problem.x[..., :1, :])
-        return prior.detach().condition(self._tied(prior.mean.shape[:-1])).compact()
+        return prior.detach().condition(self._tied(prior)).compact()
 
     def objective(self) -> float:
         """Objective over all rows at today's parameters and sites, total nats."""
         total, kl = 0.0, 0.0
         with torch.no_grad():
             for rows in torch.arange(self.num_rows).split(self.batch_size):
-                posterior, y, extras, weights = self._condition(rows)
+                batch = self.problem.take(rows)
+                posterior = self._condition(batch)
                 share = len(rows) / self.num_rows
-                value = self._bound(posterior, y, extras, weights)
                 kl = float(posterior.kl().sum())
-                total += share * (float(value.sum()) + kl)
+                total += share * (float(self._bound(posterior, batch).sum()) + kl)
         return total - kl
 
     def _advance(self, rows: Tensor) -> tuple[float, float]:
-        posterior, y, extras, weights = self._condition(rows)
-        bound = self._bound(posterior, y, extras, weights).sum()
+        batch = self.problem.take(rows)
+        posterior = self._condition(batch)
+        bound = self._bound(posterior, batch).sum()
         value = bound + log_prior(list(self.problem.modules.values()))
         if not math.isfinite(float(value.detach())):
             raise NumericalError(f"the objective of a minibatch is {float(value.detach())}")
-        self._update_sites(posterior.detach(), y, extras, weights)
+        self._update_sites(posterior.detach(), batch)
         largest = 0.0
         # Hyperparameters wait until q has seen as many batches as its running average needs.
         if self.step * self.natural_step_size >= 1.0 and self.parameters:
@@ -168,70 +195,58 @@ class Minibatcher:
             self.optimizer.step()
         return float(value.detach()), largest
 
-    def _condition(
-        self, rows: Tensor
-    ) -> tuple[Posterior, Tensor, dict[str, Tensor], Tensor | None]:
-        problem = self.problem
-        rows = rows.to(problem.x.device)
-        x, y = problem.x[..., rows, :], problem.y[..., rows]
-        extras = {name: value[..., rows] for name, value in problem.rows.items()}
-        weights = None if problem.weights is None else problem.weights[..., rows]
-        prior = problem.approximation.prior(problem.gp, x)
-        return prior.condition(self._tied(prior.mean.shape[:-1])), y, extras, weights
+    def _condition(self, batch: FitProblem) -> Posterior:
+        prior = batch.approximation.prior(batch.gp, batch.x)
+        return prior.condition(self._tied(prior))
 
-    def _tied(self, batch: torch.Size) -> Sites:
+    def _tied(self, prior: Prior) -> Sites:
         if self.sites is None:
-            size = self.problem.approximation.prior(
-                self.problem.gp, self.problem.x[..., :1, :]
-            ).num_basis
-            like = self.problem.x
+            mean = prior.mean
+            shape = (*mean.shape[:-1], prior.num_basis)
             self.sites = Sites.zeros(
-                (*batch, size), on="basis", full=True, dtype=like.dtype, device=like.device
+                shape, on="basis", full=True, dtype=mean.dtype, device=mean.device
             )
         return self.sites
 
-    def _bound(
-        self, posterior: Posterior, y: Tensor, extras: dict[str, Tensor], weights: Tensor | None
-    ) -> Tensor:
-        problem = self.problem
-        if not problem.tighter:
-            return elbo(posterior, problem.likelihood, y, self.num_rows, weights=weights, **extras)
-        if self.log_v is None and problem.likelihood.gaussian_noise(y, **extras) is None:
-            self.log_v = torch.zeros(
-                posterior.marginals().mean.shape[:-1], dtype=y.dtype, device=y.device
+    def _bound(self, posterior: Posterior, batch: FitProblem) -> Tensor:
+        y, likelihood = batch.y, batch.likelihood
+        if not batch.tighter:
+            return elbo(
+                posterior, likelihood, y, self.num_rows, weights=batch.weights, **batch.rows
             )
+        if self.log_v is None and likelihood.gaussian_noise(y, **batch.rows) is None:
+            mean = posterior.marginals().mean
+            self.log_v = torch.zeros(mean.shape[:-1], dtype=mean.dtype, device=mean.device)
         return tighter_elbo(
             posterior,
-            problem.likelihood,
+            likelihood,
             y,
             self.num_rows,
-            weights=weights,
+            weights=batch.weights,
             log_v=self.log_v,
-            **extras,
+            **batch.rows,
         )
 
-    def _update_sites(
-        self, posterior: Posterior, y: Tensor, extras: dict[str, Tensor], weights: Tensor | None
-    ) -> None:
-        likelihood = self.problem.likelihood
-        log_v = self.log_v
+    def _update_sites(self, posterior: Posterior, batch: FitProblem) -> None:
+        log_v, weights = self.log_v, batch.weights
 
         def term(moments: Marginals) -> Tensor:
-            return data_term(likelihood, y, moments, weights=weights, log_v=log_v, **extras)
+            return data_term(
+                batch.likelihood, batch.y, moments, weights=weights, log_v=log_v, **batch.rows
+            )
 
         marginals = posterior.marginals()
         fresh = dual(term, marginals, min_precision=0.0)
-        if likelihood.num_latents == 1:
-            fresh = fresh.mask(~torch.isnan(y))
-        target = (self.num_rows / y.shape[-1]) * posterior.prior.tie(fresh)
+        target = (self.num_rows / batch.num_rows) * posterior.prior.tie(fresh)
         rate = self.damping * max(self.natural_step_size, 1.0 / (self.step + 2.0))
-        assert self.sites is not None
-        sites = self.sites.lerp(target, rate)
+        sites = self._tied(posterior.prior).lerp(target, rate)
         if not bool(torch.isfinite(sites.lam1).all() and torch.isfinite(sites.lam2).all()):
             raise NumericalError("the sites of a minibatch are not finite")
         self.sites = sites
         if log_v is not None and marginals.residual is not None:
-            best = optimal_log_v(likelihood, y, marginals, weights=weights, **extras)
+            best = optimal_log_v(
+                batch.likelihood, batch.y, marginals, weights=weights, **batch.rows
+            )
             self.log_v = torch.lerp(log_v, best, rate)
 
     def _decay(self) -> float:
@@ -257,60 +272,56 @@ class Minibatcher:
         gain = max(means[-_PATIENCE:]) - max(means[:-_PATIENCE])
         return gain < self.tolerance * self.num_rows
 
-    def _report(self, value: float, gradient: float) -> bool:
+    def _report(self, step: int, value: float, gradient: float, failed: bool = False) -> None:
         window = self.estimates[-50:]
-        record = FitRecord(
-            _STAGE,
-            self.step,
-            value,
-            sum(window) / len(window),
-            gradient,
-            time.perf_counter() - self.started,
-        )
+        mean = sum(window) / len(window) if window else math.nan
+        seconds = time.perf_counter() - self.started
+        record = FitRecord(_STAGE, step, value, mean, gradient, seconds, failed)
         self.history.append(record)
-        return any([callback(record) for callback in self.callbacks])
+        # A callback may ask to stop; all of them see the record first.
+        self.stopped = any([callback(record) for callback in self.callbacks])
 
-    def _snapshot(self) -> tuple[list[Tensor], Sites | None, Tensor | None]:
-        values = [parameter.detach().clone() for parameter in self.parameters]
-        return values, self.sites, self.log_v
+    def _snapshot(self) -> dict[str, Tensor]:
+        """What a step changes, by name."""
+        values = {f"parameter.{i}": p.detach().clone() for i, p in enumerate(self.parameters)}
+        if self.sites is not None:
+            values |= {"lam1": self.sites.lam1, "lam2": self.sites.lam2}
+        if self.log_v is not None:
+            values["log_v"] = self.log_v
+        return values
 
-    def _roll_back(
-        self, backup: tuple[list[Tensor], Sites | None, Tensor | None], error: NumericalError
-    ) -> None:
+    def _assign(self, values: dict[str, Tensor]) -> None:
+        """Inverse of :meth:`_snapshot`."""
+        like = self.problem.x
+        with torch.no_grad():
+            for i, parameter in enumerate(self.parameters):
+                parameter.copy_(values[f"parameter.{i}"])
+        self.sites = self.log_v = None
+        if "lam1" in values:
+            self.sites = Sites(values["lam1"].to(like), values["lam2"].to(like), on="basis")
+        if "log_v" in values:
+            self.log_v = values["log_v"].to(like)
+
+    def _roll_back(self, error: NumericalError) -> None:
+        """Return to where the objective was last seen to be finite, and go on more carefully."""
         self.failures += 1
-        if self.failures >= _MAX_FAILURES:
+        if self.failures >= _MAX_FAILURES or not self._good:
             raise NumericalError(
                 f"{self.failures} minibatch steps in a row failed, the last one because {error}. Use "
                 "float64, a larger jitter or a smaller learning rate."
             ) from error
-        values, self.sites, self.log_v = backup
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, values, strict=True):
-                parameter.copy_(value)
+        self._assign(self._good)
         self.damping *= 0.5
-        self.history.append(
-            FitRecord(
-                _STAGE,
-                self.step + 1,
-                math.nan,
-                math.nan,
-                math.nan,
-                time.perf_counter() - self.started,
-                failed=True,
-            )
-        )
+        self._report(self.step + 1, math.nan, math.nan, failed=True)
 
     def _save(self) -> None:
-        assert self.checkpoint is not None and self.sites is not None
+        assert self.checkpoint is not None
         tensors = {
-            "lam1": self.sites.lam1,
-            "lam2": self.sites.lam2,
+            **self._snapshot(),
+            **{_GOOD + name: value for name, value in self._good.items()},
             "order": self.order,
             "generator": self.generator.get_state(),
-            **{f"parameter.{i}": value for i, value in enumerate(self.parameters)},
         }
-        if self.log_v is not None:
-            tensors["log_v"] = self.log_v
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{name}": torch.as_tensor(v) for name, v in state.items()}
         state = {
@@ -318,7 +329,7 @@ class Minibatcher:
             "position": self.position,
             "damping": self.damping,
             "estimates": self.estimates,
-            "history": json.dumps([asdict(record) for record in self.history]),
+            "history": [asdict(record) for record in self.history],
         }
         save_state(self.checkpoint, self.digest, tensors, state)
 
@@ -327,20 +338,19 @@ class Minibatcher:
         if loaded is None:
             return
         tensors, state = loaded
-        like = self.problem.x
-        self.sites = Sites(tensors["lam1"].to(like), tensors["lam2"].to(like), on="basis")
-        self.log_v = tensors["log_v"].to(like) if "log_v" in tensors else None
+        self._assign(tensors)
+        like = self.problem.x.device
+        self._good = {
+            name.removeprefix(_GOOD): value.to(like)
+            for name, value in tensors.items()
+            if name.startswith(_GOOD)
+        }
         self.order = tensors["order"]
         self.generator.set_state(tensors["generator"])
-        with torch.no_grad():
-            for i, parameter in enumerate(self.parameters):
-                parameter.copy_(tensors[f"parameter.{i}"])
         self._restore_optimizer(tensors)
-        self.step = int(state["step"])  # type: ignore[call-overload]
-        self.position = int(state["position"])  # type: ignore[call-overload]
-        self.damping = float(state["damping"])  # type: ignore[arg-type]
-        self.estimates = list(state["estimates"])  # type: ignore[call-overload]
-        self.history[:] = [FitRecord(**r) for r in json.loads(str(state["history"]))]
+        self.step, self.position = state["step"], state["position"]
+        self.damping, self.estimates = state["damping"], state["estimates"]
+        self.history[:] = [FitRecord(**record) for record in state["history"]]
 
     def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
         description = self.optimizer.state_dict()
@@ -349,16 +359,3 @@ class Minibatcher:
                 _, index, key = name.split(".", 2)
                 description["state"].setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict(description)
-
-
-def _trainable(modules: Sequence[torch.nn.Module]) -> list[torch.nn.Parameter]:
-    unique: dict[int, torch.nn.Parameter] = {}
-    for parameter in _all_parameters(modules):
-        if parameter.requires_grad:
-            unique.setdefault(id(parameter), parameter)
-    return list(unique.values())
-
-
-def _all_parameters(modules: Sequence[torch.nn.Module]) -> Iterator[torch.nn.Parameter]:
-    for module in modules:
-        yield from module.parameters()

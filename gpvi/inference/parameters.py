@@ -6,7 +6,8 @@ linear for large values, and the lengthscales of irrelevant columns become very 
 keeps its own scale.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import gpytorch
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from gpytorch.constraints import Interval
 from torch import Tensor
 
-__all__ = ["ParameterVector", "log_prior"]
+__all__ = ["ParameterVector", "log_prior", "unchanged_on_error"]
 
 # A log-scale parameter may move by this factor either way: exp(14) is about a million.
 _LOG_RANGE = 14.0
@@ -173,6 +174,44 @@ def log_prior(modules: Sequence[torch.nn.Module]) -> Tensor | float:
             for prior, closure, _ in module._priors.values():
                 total = total + prior.log_prob(closure(module)).sum()
     return total
+
+
+@contextmanager
+def unchanged_on_error(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Put all parameters back, bit by bit, if the block raises.
+
+    Parameters
+    ----------
+    modules : iterable of torch.nn.Module
+        Also parameters that the block registers are taken away again.
+
+    Examples
+    --------
+    >>> layer = torch.nn.Linear(1, 1, bias=False)
+    >>> before = layer.weight.item()
+    >>> try:
+    ...     with unchanged_on_error([layer]):
+    ...         _ = layer.weight.data.zero_()
+    ...         raise ValueError
+    ... except ValueError:
+    ...     layer.weight.item() == before
+    True
+    """
+    saved = [
+        (module, name, parameter, None if parameter is None else parameter.detach().clone())
+        for root in modules
+        for module in root.modules()
+        for name, parameter in module._parameters.items()
+    ]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for module, name, parameter, value in saved:
+                setattr(module, name, parameter)
+                if parameter is not None and value is not None:
+                    parameter.copy_(value)
+        raise
 
 
 def _walk(

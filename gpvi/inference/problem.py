@@ -7,12 +7,13 @@ derivative because the objective's own data term made the sites.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gpvi.approximations import Approximation, GaussianProcess, Plan, Sites
+from gpvi.approximations import Approximation, GaussianProcess, Plan, Posterior, Prior, Sites
 from gpvi.exceptions import InputError
 from gpvi.inference.cvi import CVIResult, cvi
 from gpvi.inference.objectives import elbo, tighter_elbo
@@ -42,8 +43,8 @@ class FitProblem:
         Live likelihood.
     x : Tensor, shape [*g, N, D]
         Inputs.
-    y : Tensor, shape [N] or [*b, N]
-        Targets; NaN means not observed.
+    y : Tensor, shape [N] or [*b, N] ([*b, N, P] for a likelihood of several outputs)
+        Targets; NaN means not observed. Brought to the dtype of ``x``.
     plan : Plan
         From ``approximation.plan``.
     objective : {"tighter_elbo", "elbo"}
@@ -54,6 +55,11 @@ class FitProblem:
         Per-row extras of the likelihood.
     sites : Sites, optional
         Where CVI starts next time (moves with the fit).
+
+    Raises
+    ------
+    InputError
+        For an unknown objective, inputs that are not finite, or targets of another length than ``x``.
     """
 
     gp: GaussianProcess
@@ -64,7 +70,7 @@ class FitProblem:
     plan: Plan
     objective: str = "tighter_elbo"
     weights: Tensor | None = None
-    rows: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Any] = field(default_factory=dict)
     sites: Sites | None = None
 
     def __post_init__(self) -> None:
@@ -72,6 +78,27 @@ class FitProblem:
             raise InputError(
                 f"objective is {self.objective!r}; it must be one of {', '.join(OBJECTIVES)}."
             )
+        if not bool(torch.isfinite(self.x).all()):
+            raise InputError(
+                f"x holds {int((~torch.isfinite(self.x)).sum())} values that are NaN or infinite; "
+                "drop these rows or impute them (only y may have NaN)."
+            )
+        if self.y.dim() < -self._row_axis or self.y.shape[self._row_axis] != self.num_rows:
+            raise InputError(
+                f"y has shape {tuple(self.y.shape)} for {self.num_rows} rows of x; pass one target per "
+                "row (a column [N, 1] must be flattened)."
+            )
+        self.y = self.y.to(self.x)
+        missing = self.likelihood._missing(self.y)
+        # One entry per row, and none that is NaN where no target was observed.
+        self.rows = {name: _per_row(extra, missing, self.y) for name, extra in self.rows.items()}
+        if self.weights is not None:
+            self.weights = _per_row(self.weights, missing, self.y)
+
+    @property
+    def num_rows(self) -> int:
+        """Number of data rows N."""
+        return self.x.shape[-2]
 
     @property
     def tighter(self) -> bool:
@@ -87,6 +114,35 @@ class FitProblem:
             "likelihood": self.likelihood,
         }
 
+    def take(self, index: Tensor, approximation: Approximation | None = None) -> "FitProblem":
+        """The problem on some of the rows, sharing the modules.
+
+        Parameters
+        ----------
+        index : Tensor of int64, shape [B]
+            Rows.
+        approximation : Approximation, optional
+            Another approximation.
+
+        Returns
+        -------
+        FitProblem
+            Without sites.
+        """
+        index = index.to(self.x.device)
+        approximation = self.approximation if approximation is None else approximation
+        x = self.x.index_select(-2, index)
+        return replace(
+            self,
+            approximation=approximation,
+            x=x,
+            y=self.y.index_select(self._row_axis, index),
+            plan=approximation.plan(x),
+            weights=None if self.weights is None else self.weights[..., index],
+            rows={name: values[..., index] for name, values in self.rows.items()},
+            sites=None,
+        )
+
     def value(self) -> Tensor:
         """Objective at today's parameters, scalar total nats (plus log priors), on the graph."""
         bound = self.gaussian_value()
@@ -97,15 +153,22 @@ class FitProblem:
     def infer(self) -> CVIResult:
         """Fixed-point sites at today's parameters, off the graph."""
         with torch.no_grad():
-            return self._infer(self.approximation.prior(self.gp, self.x, plan=self.plan))
+            prior = self.approximation.prior(self.gp, self.x, plan=self.plan)
+            sites = self._gaussian_sites()
+            if sites is None:
+                return self._infer(prior)
+            posterior = prior.condition(sites)
+            bound = self._site_bound(posterior)
+            value = float(bound.sum())
+        return CVIResult(sites, posterior.detach(), value, 1, True, [value])
 
     def gaussian_value(self) -> Tensor | None:
         """Collapsed bound of a Gaussian likelihood, total per batch entry; None for any other."""
-        noise = self.likelihood.gaussian_noise(self.y, **self.rows)
-        if noise is None or self.likelihood.num_latents > 1:
+        noise = self._noise()
+        if noise is None:
             return None
         fast = self._fast_gaussian(noise)
-        return self._general_gaussian(noise) if fast is None else fast
+        return self._general_gaussian() if fast is None else fast
 
     def _fixed_point_value(self) -> Tensor:
         prior = self.approximation.prior(self.gp, self.x, plan=self.plan)
@@ -123,9 +186,9 @@ class FitProblem:
             )
         return elbo(posterior, self.likelihood, self.y, weights=self.weights, **self.rows)
 
-    def _infer(self, prior: object) -> CVIResult:
+    def _infer(self, prior: Prior) -> CVIResult:
         return cvi(
-            prior,  # type: ignore[arg-type]
+            prior,
             self.likelihood,
             self.y,
             sites=self.sites,
@@ -138,9 +201,9 @@ class FitProblem:
 
     def _fast_gaussian(self, noise: Tensor) -> Tensor | None:
         """The core's collapsed bound, where the approximation offers one."""
-        route = getattr(self.approximation, "collapsed_objective", None)
-        if route is None or self.plan.groups is not None or self.y.dim() > 1:
+        if self.plan.groups is not None or self.y.dim() > 1:
             return None
+        route = self.approximation.collapsed_objective
         used = ~torch.isnan(self.y)
         if self.weights is not None:
             used = used & (self.weights > 0)
@@ -155,20 +218,51 @@ class FitProblem:
             return route(self.gp, x, y, noise, tighter=self.tighter)
         # w log N(y; f, s) is log N(y; f, s/w) up to this constant.
         spare = 0.5 * ((weights - 1.0) * (2.0 * math.pi * noise).log() + weights.log()).sum()
-        return route(self.gp, x, y, noise / weights, tighter=self.tighter) - spare
+        bound = route(self.gp, x, y, noise / weights, tighter=self.tighter)
+        return None if bound is None else bound - spare
 
-    def _general_gaussian(self, noise: Tensor) -> Tensor:
+    def _general_gaussian(self) -> Tensor:
         """``log Z + sum log c_n - residual terms`` through the contract, for any prior."""
         prior = self.approximation.prior(self.gp, self.x, plan=self.plan)
+        sites = self._gaussian_sites()
+        assert sites is not None
+        return self._site_bound(prior.condition(sites))
+
+    def _gaussian_sites(self) -> Sites | None:
+        """Sites of a Gaussian likelihood, on the graph of its noise; None for any other."""
+        noise = self._noise()
+        if noise is None:
+            return None
         observed = ~torch.isnan(self.y)
-        y = torch.where(observed, self.y, torch.zeros_like(self.y))
-        weight = observed.to(y.dtype)
-        if self.weights is not None:
-            weight = weight * self.weights
+        precision = self._row_weights() / noise
+        return Sites(precision * torch.where(observed, self.y, 0.0), precision)
+
+    def _site_bound(self, posterior: Posterior) -> Tensor:
+        """Bound of a posterior on Gaussian sites: no marginals needed."""
+        noise, weight = self._noise(), self._row_weights()
+        assert noise is not None
+        y = torch.where(torch.isnan(self.y), 0.0, self.y)
         precision = weight / noise
-        posterior = prior.condition(Sites(precision * y, precision))
         rows = -0.5 * (weight * (2.0 * math.pi * noise).log() + precision * y.square())
-        if prior.residual is not None:
-            ratio = precision * prior.residual
+        residual = posterior.prior.residual
+        if residual is not None:
+            ratio = precision * residual
             rows = rows - 0.5 * (ratio.log1p() if self.tighter else ratio)
         return posterior.log_partition + posterior.sum_rows(rows)
+
+    def _noise(self) -> Tensor | None:
+        if self.likelihood.num_latents > 1:
+            return None
+        return self.likelihood.gaussian_noise(self.y, **self.rows)
+
+    @property
+    def _row_axis(self) -> int:
+        return -1 - self.likelihood._target_dims
+
+    def _row_weights(self) -> Tensor:
+        observed = (~torch.isnan(self.y)).to(self.y.dtype)
+        return observed if self.weights is None else observed * self.weights
+
+
+def _per_row(values: Tensor, missing: Tensor, like: Tensor) -> Tensor:
+    return torch.where(missing, 1.0, torch.as_tensor(values).to(like))

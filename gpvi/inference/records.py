@@ -66,6 +66,8 @@ class FitResult:
         One per objective evaluation, all stages.
     log_v : Tensor or None
         Log residual scale of the tightened bound, where the likelihood needs one.
+    stopped : bool
+        Whether a callback asked to stop.
     """
 
     posterior: Posterior
@@ -75,6 +77,7 @@ class FitResult:
     message: str
     history: list[FitRecord] = field(default_factory=list)
     log_v: Tensor | None = None
+    stopped: bool = False
 
 
 class ProgressBar:

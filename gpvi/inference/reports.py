@@ -11,16 +11,16 @@ _COLLAPSED = 1e-3
 
 
 def warn_about(result: FitResult, max_iter: int) -> None:
-    """Warn if the fit was not converged or if q is still the prior.
+    """Warn if the fit ran out of iterations or if q is still the prior.
 
     Parameters
     ----------
     result : FitResult
         Of the fit.
     max_iter : int
-        The iterations that were allowed.
+        The iterations that were allowed; with none, nothing was meant to converge.
     """
-    if not result.converged:
+    if max_iter and not (result.converged or result.stopped):
         warn(
             f"The fit is not converged after {result.num_iterations} iterations ({result.message}); "
             f"raise max_iter (now {max_iter}) or tolerance.",

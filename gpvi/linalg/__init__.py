@@ -2,8 +2,16 @@
 
 from gpvi.linalg.cholesky import DEFAULT_JITTER, CholeskyResult, default_jitter, safe_cholesky
 from gpvi.linalg.collapsed_bound import collapsed_bound, stationary_collapsed_bound
+from gpvi.linalg.evidence import gaussian_log_evidence
 from gpvi.linalg.pivoted_cholesky import greedy_conditional_variance
-from gpvi.linalg.quadrature import expectation, gauss_hermite, log_expectation_exp
+from gpvi.linalg.quadrature import (
+    QuadratureRule,
+    expectation,
+    gauss_hermite,
+    log_expectation_exp,
+    uniform_rule,
+)
+from gpvi.linalg.stationary import STATIONARY_KERNELS, stationary_slope, stationary_value
 from gpvi.linalg.triangular import (
     identity_plus_congruence,
     identity_plus_low_rank,
@@ -18,11 +26,14 @@ from gpvi.linalg.triangular import (
 
 __all__ = [
     "DEFAULT_JITTER",
+    "STATIONARY_KERNELS",
     "CholeskyResult",
+    "QuadratureRule",
     "collapsed_bound",
     "default_jitter",
     "expectation",
     "gauss_hermite",
+    "gaussian_log_evidence",
     "greedy_conditional_variance",
     "identity_plus_congruence",
     "identity_plus_low_rank",
@@ -35,5 +46,8 @@ __all__ = [
     "solve_lower_transposed_vec",
     "solve_lower_vec",
     "stationary_collapsed_bound",
+    "stationary_slope",
+    "stationary_value",
     "sum_of_squares",
+    "uniform_rule",
 ]

@@ -11,7 +11,14 @@ import torch
 from scipy.linalg import blas
 from torch import Tensor
 
-__all__ = ["add_gram", "add_product", "multiply_rows", "solve_rows", "solve_rows_transposed"]
+__all__ = [
+    "add_gram",
+    "add_product",
+    "add_weighted_sum",
+    "multiply_rows",
+    "solve_rows",
+    "solve_rows_transposed",
+]
 
 
 def solve_rows(factor: Tensor, rows: Tensor) -> None:
@@ -27,6 +34,11 @@ def solve_rows_transposed(factor: Tensor, rows: Tensor) -> None:
 def add_gram(rows: Tensor, out: Tensor) -> None:
     """``out += sum_n a_n a_n'``, lower triangle only."""
     blas.dsyrk(1.0, _columns(rows), beta=1.0, c=_columns(out), lower=0, overwrite_c=1)
+
+
+def add_weighted_sum(rows: Tensor, weights: Tensor, out: Tensor) -> None:
+    """``out += sum_n weights_n a_n``."""
+    blas.dgemv(1.0, _columns(rows), weights.numpy(), beta=1.0, y=out.numpy(), overwrite_y=1)
 
 
 def multiply_rows(rows: Tensor, matrix: Tensor, out: Tensor) -> None:

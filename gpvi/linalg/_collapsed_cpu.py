@@ -20,7 +20,6 @@ from gpvi.linalg._collapsed_stationary import (
     Needs,
     Problem,
     chunks,
-    moment_features,
     residual_weights,
 )
 from gpvi.linalg._stationary_cpu import multiply_slopes, squared_distances, values
@@ -60,7 +59,7 @@ class CompiledEngine:
                 _blas.solve_rows(factor, a)
                 split(j - i, _residuals(float(problem.outputscale), a, residual[i:j]))
                 omega[i:j] = residual_weights(residual[i:j], w[i:j], problem.tighter)
-                projected.addmv_(a.mT, w[i:j] * problem.targets[i:j])
+                _blas.add_weighted_sum(a, w[i:j] * problem.targets[i:j], projected)
                 if one_noise:
                     _blas.add_gram(a, gram)
                 else:
@@ -118,7 +117,7 @@ class CompiledEngine:
                 if not short:
                     _blas.solve_rows_transposed(factor, out)
                 split(j - i, kernel.slopes(i, j, out))
-                _blas.add_product(moment_features(problem.scaled_x[i:j]), out, moments)
+                _blas.add_product(kernel.moment_features(i, j), out, moments)
         return None if moments is None else moments.mT, leverage
 
 
@@ -135,6 +134,12 @@ class _Kernel:
         """``out <- k(x_n, z_m)``."""
         x, k = self._x[start:stop], out.numpy()
         return lambda i, j: _cross(self._code, self._outputscale, x[i:j], self._z, k[i:j])
+
+    def moment_features(self, start: int, stop: int) -> Tensor:
+        """``[u, u^2, 1]`` of some rows. In NumPy: after a parallel torch operation the OpenMP threads
+        spin for milliseconds and take the cores from the BLAS calls around this one."""
+        x = self._x[start:stop]
+        return torch.from_numpy(np.concatenate([x, x * x, np.ones((len(x), 1))], axis=1))
 
     def slopes(self, start: int, stop: int, out: Tensor) -> RowLoop:
         """``out <- out * dk/d(r^2)(x_n, z_m)``."""

@@ -354,7 +354,7 @@ def _compiled_engine() -> Engine | None:
     except ImportError as error:
         warn(
             f"the compiled engine of the collapsed bound is not available ({error}); tensor "
-            "operations serve instead, at two to three times the cost. Reinstall numba.",
+            "operations serve instead, at about twice the cost. Reinstall numba.",
             EngineWarning,
         )
         return None

@@ -6,5 +6,6 @@ A GPyTorch user keeps model, likelihood, optimiser and training loop, and swaps 
 
 from gpvi.strategies.model_process import ModelGaussianProcess
 from gpvi.strategies.site_strategy import SiteStrategy
+from gpvi.strategies.tighter_elbo import TighterVariationalELBO
 
-__all__ = ["ModelGaussianProcess", "SiteStrategy"]
+__all__ = ["ModelGaussianProcess", "SiteStrategy", "TighterVariationalELBO"]

@@ -57,7 +57,9 @@ class ModelGaussianProcess:
 
     def __init__(self, model: gpytorch.models.ApproximateGP, rows: Tensor) -> None:
         if rows.dim() != 2 or not len(rows):
-            raise InputError(f"rows has shape {tuple(rows.shape)}; pass a few inputs, shape [n, D].")
+            raise InputError(
+                f"rows has shape {tuple(rows.shape)}; pass a few inputs, shape [n, D]."
+            )
         self.model = model
         self.rows = rows.detach()
 

@@ -27,7 +27,15 @@ from torch import Tensor
 from gpvi.approximations import Sites, SiteSpace
 from gpvi.exceptions import InputError, UnsupportedError
 
-__all__ = ["NaturalSites", "PseudoTargets", "SiteParameters", "WhitenedMoments"]
+__all__ = [
+    "NaturalSites",
+    "PseudoTargets",
+    "SiteParameters",
+    "WhitenedMoments",
+    "as_rows",
+    "check_batch_shape",
+    "new_site_parameters",
+]
 
 
 class SiteParameters(_VariationalDistribution):
@@ -240,3 +248,61 @@ class PseudoTargets(SiteParameters):
 
     def _stored(self) -> Tensor:
         return self.pseudo_target
+
+
+def as_rows(inputs: Tensor | None) -> Tensor | None:
+    """Own copy of training inputs [N, D] or [N], with a column dim; None stays None."""
+    if inputs is None:
+        return None
+    if not inputs.is_floating_point() or inputs.dim() < 1:
+        raise InputError(
+            f"train_inputs has shape {tuple(inputs.shape)} and dtype {inputs.dtype}; pass "
+            "floating-point inputs of shape [N, D]."
+        )
+    rows = inputs.detach().clone()
+    return rows.unsqueeze(-1) if rows.dim() == 1 else rows
+
+
+def new_site_parameters(
+    site_parameters: str, basis: Tensor, batch_shape: torch.Size | None, *, tied: bool
+) -> SiteParameters:
+    """Sites in their starting state.
+
+    Parameters
+    ----------
+    site_parameters : {"gradient", "natural"}
+        Who moves them.
+    basis : Tensor, shape [*b, M, D]
+        Inputs of the basis.
+    batch_shape : torch.Size, optional
+        Batch shape of the sites; that of the inputs if left out.
+    tied : bool
+        Whether the sites are on the basis rather than on data rows.
+
+    Returns
+    -------
+    SiteParameters
+        q is the prior; pseudo-targets start at 0 with precision 1.
+    """
+    own = basis.shape[:-2]
+    batch = own if batch_shape is None else torch.Size(batch_shape)
+    check_batch_shape(own, batch, "The set of basis inputs")
+    shape = torch.Size([*batch, basis.shape[-2]])
+    if site_parameters == "natural":
+        return NaturalSites(shape, basis, "basis" if tied else "data")
+    if site_parameters == "gradient":
+        return WhitenedMoments(shape, basis) if tied else PseudoTargets(shape, basis)
+    raise InputError(f"site_parameters is {site_parameters!r}; it must be 'gradient' or 'natural'.")
+
+
+def check_batch_shape(found: torch.Size, expected: torch.Size, name: str) -> None:
+    """Refuse sites whose batch shape does not cover that of the prior."""
+    try:
+        fits = torch.broadcast_shapes(found, expected) == expected
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise InputError(
+            f"{name} has batch shape {tuple(found)} and the sites {tuple(expected)}; pass "
+            f"batch_shape=torch.Size({list(found)}) to SiteStrategy."
+        )

@@ -45,9 +45,9 @@ from gpvi.strategies.model_process import ModelGaussianProcess
 from gpvi.strategies.natural import natural_sites
 from gpvi.strategies.site_parameters import (
     NaturalSites,
-    PseudoTargets,
-    SiteParameters,
-    WhitenedMoments,
+    as_rows,
+    check_batch_shape,
+    new_site_parameters,
 )
 
 __all__ = ["SiteStrategy"]
@@ -91,8 +91,8 @@ class SiteStrategy(_VariationalStrategy):
     ...     def forward(self, x):
     ...         mean = torch.zeros(x.shape[:-1])
     ...         return gpytorch.distributions.MultivariateNormal(mean, self.covar_module(x))
-    >>> Model(torch.linspace(0, 1, 4))(torch.zeros(2, 1)).mean
-    tensor([0., 0.], grad_fn=<AddBackward0>)
+    >>> Model(torch.linspace(0, 1, 4).unsqueeze(-1))(torch.zeros(2, 1)).mean.tolist()
+    [0.0, 0.0]
     """
 
     def __init__(
@@ -114,8 +114,8 @@ class SiteStrategy(_VariationalStrategy):
         # Not a child: the model holds this strategy, and owns its own parameters.
         object.__setattr__(self, "model", model)
         self.approximation = approximation
-        self.register_buffer("train_inputs", _as_rows(train_inputs))
-        self._variational_distribution = _new_sites(
+        self.register_buffer("train_inputs", as_rows(train_inputs))
+        self._variational_distribution = new_site_parameters(
             site_parameters, self.inducing_points, batch_shape, tied=train_inputs is None
         )
         self._kept = KeptPosterior()
@@ -354,7 +354,7 @@ class SiteStrategy(_VariationalStrategy):
         probes = self.inducing_points.detach().flatten(0, -2)[:_NUM_PROBES]
         process = ModelGaussianProcess(self.model, probes)
         if not self._checked:
-            _check_batch_shape(process.batch_shape, self.batch_shape, type(self.model).__name__)
+            check_batch_shape(process.batch_shape, self.batch_shape, type(self.model).__name__)
             self._checked = True
         return self.approximation.prior(process, x).condition(store.sites())
 
@@ -377,42 +377,3 @@ class SiteStrategy(_VariationalStrategy):
 
     def _clear_cache(self) -> None:
         self._kept.drop()
-
-
-def _as_rows(inputs: Tensor | None) -> Tensor | None:
-    if inputs is None:
-        return None
-    if not inputs.is_floating_point() or inputs.dim() < 1:
-        raise InputError(
-            f"train_inputs has shape {tuple(inputs.shape)} and dtype {inputs.dtype}; pass "
-            "floating-point inputs of shape [N, D]."
-        )
-    rows = inputs.detach().clone()
-    return rows.unsqueeze(-1) if rows.dim() == 1 else rows
-
-
-def _new_sites(
-    site_parameters: str, basis: Tensor, batch_shape: torch.Size | None, *, tied: bool
-) -> SiteParameters:
-    """Sites in their starting state, for basis inputs [*b, M, D]."""
-    own = basis.shape[:-2]
-    batch = own if batch_shape is None else torch.Size(batch_shape)
-    _check_batch_shape(own, batch, "The set of basis inputs")
-    shape = torch.Size([*batch, basis.shape[-2]])
-    if site_parameters == "natural":
-        return NaturalSites(shape, basis, "basis" if tied else "data")
-    if site_parameters == "gradient":
-        return WhitenedMoments(shape, basis) if tied else PseudoTargets(shape, basis)
-    raise InputError(f"site_parameters is {site_parameters!r}; it must be 'gradient' or 'natural'.")
-
-
-def _check_batch_shape(found: torch.Size, expected: torch.Size, name: str) -> None:
-    try:
-        fits = torch.broadcast_shapes(found, expected) == expected
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise InputError(
-            f"{name} has batch shape {tuple(found)} and the sites {tuple(expected)}; pass "
-            f"batch_shape=torch.Size({list(found)}) to SiteStrategy."
-        )

@@ -500,7 +500,9 @@ def test_global_generator_is_left_alone() -> None:
 def test_failed_factorisation_raises(dtype: torch.dtype) -> None:
     p = {k: v.to(dtype) for k, v in problem().items()}
     p["z"][1] = p["z"][0]
-    p["outputscale"] = torch.ones_like(p["outputscale"])  # the second pivot is zero without rounding
+    p["outputscale"] = torch.ones_like(
+        p["outputscale"]
+    )  # the second pivot is zero without rounding
     with pytest.raises(NotPositiveDefiniteError, match=r"size 7 .*smallest diagonal.*jitter 0"):
         bound("rbf", p, False, 0.0)
     Kzz, Kzx, k_diag = matrices("rbf", p, 0.0)

@@ -1,0 +1,289 @@
+"""Posteriors of the exact prior, for site precisions that are non-negative and for others."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import gpytorch
+import torch
+from torch import Tensor
+
+from gpvi.approximations._checks import check_new_inputs, refuse_groups
+from gpvi.approximations._lazy import on_graph
+from gpvi.approximations._random import align_samples
+from gpvi.approximations._residual import ResidualDraw, check_residual, sample_residual
+from gpvi.approximations.base import Posterior
+from gpvi.approximations.moments import Draw, Marginals
+from gpvi.approximations.sites import Sites
+from gpvi.approximations.whitened import WhitenedGaussian
+from gpvi.linalg import (
+    identity_plus_low_rank,
+    log_det_from_cholesky,
+    mat_vec,
+    safe_cholesky,
+    solve_lower,
+    solve_lower_transposed_vec,
+    solve_lower_vec,
+    sum_of_squares,
+)
+
+if TYPE_CHECKING:
+    from gpvi.approximations.exact import ExactPrior
+
+__all__ = ["ExactPosterior", "WidePosterior", "whiten_sites"]
+
+
+def _site_root(prior: "ExactPrior", lam2: Tensor) -> Tensor:
+    """``s = sqrt(lam2)`` with a slope at 0 that yields the right derivatives of everything else.
+
+    The slope of a bare square root at 0 is infinite, and a guarded one drops the derivative by the
+    precision of an unobserved row. What is added moves no result by more than rounding.
+    """
+    variance = prior.covariance.detach().diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+    tiny = torch.finfo(lam2.dtype).eps / (4.0 * variance.clamp_min(torch.finfo(lam2.dtype).tiny))
+    return (lam2 + tiny).sqrt()
+
+
+def whiten_sites(prior: "ExactPrior", sites: Sites) -> WhitenedGaussian:
+    """q(e) of data sites, with ``f = m + L e``.
+
+    Parameters
+    ----------
+    prior : ExactPrior
+        Supplies the factor L.
+    sites : Sites
+        On the data rows, of any sign that leaves q proper.
+
+    Returns
+    -------
+    WhitenedGaussian
+        Against the prior N(0, I).
+    """
+    features = prior.factor.mT
+    precision = identity_plus_low_rank(features, sites.lam2)
+    shift = mat_vec(features, sites.lam1 - sites.lam2 * prior.x_mean)
+    return WhitenedGaussian.from_precision(shift, precision)
+
+
+class _ExactBase(Posterior):
+    """What both forms of the exact posterior share."""
+
+    prior: "ExactPrior"
+    sites: Sites
+    whitened: WhitenedGaussian
+
+    def rsample(
+        self,
+        shape: torch.Size | tuple[int, ...] = (),
+        x: Tensor | None = None,
+        residual: ResidualDraw = "joint",
+        generator: torch.Generator | None = None,
+    ) -> Draw:
+        """Reparametrised joint samples; see :meth:`Posterior.rsample`.
+
+        Parameters
+        ----------
+        shape : sequence of int
+            Sample shape S.
+        x : Tensor, shape [*g, N_new, D], optional
+            Where; the data rows if left out.
+        residual : {"joint", "independent", "none"}
+            How f at new inputs is drawn given f at the data rows; at the data rows nothing is left.
+        generator : torch.Generator, optional
+            Source of randomness.
+
+        Returns
+        -------
+        Draw
+            Values and function values at the data rows.
+        """
+        check_residual(residual)
+        # Through whitened coordinates rather than by Matheron's rule, whose draws have slopes of size
+        # 1 / sqrt(lam2) in weak sites.
+        whitened = self.whitened.rsample(shape, generator)
+        basis = self.prior.unwhiten(whitened)
+        if x is None:
+            return Draw(basis, basis)
+        check_new_inputs(self, x)
+        prior = self.prior
+        features = solve_lower(prior.factor, prior.cross_covariance(x))
+        mean = prior.gp.mean(x)
+        aligned = align_samples(whitened, len(shape), features.shape[:-2])
+        values = mean + mat_vec(features.mT, aligned)
+        return Draw(sample_residual(prior.gp, x, features, values, residual, generator), basis)
+
+    def _site_values(self, basis: Tensor) -> Tensor:
+        return basis
+
+
+@dataclass(frozen=True, eq=False)
+class ExactPosterior(_ExactBase):
+    """Exact posterior with non-negative site precisions.
+
+    Parameters
+    ----------
+    prior : ExactPrior
+        What was conditioned.
+    sites : Sites
+        On the data rows.
+    root : Tensor, shape [*b, N]
+        ``s``, square roots of the site precisions.
+    factor : Tensor, shape [*b, N, N]
+        Cholesky factor of ``B = I + sKs``.
+    weights : Tensor, shape [*b, N]
+        ``K^-1 (E[f] - m)``, without K^-1.
+    """
+
+    prior: "ExactPrior"
+    sites: Sites
+    root: Tensor
+    factor: Tensor
+    weights: Tensor
+
+    @classmethod
+    def build(cls, prior: "ExactPrior", sites: Sites) -> "ExactPosterior":
+        """Factorise B and solve for the weights."""
+        root = _site_root(prior, sites.lam2)
+        scaled = root.unsqueeze(-1) * prior.covariance * root.unsqueeze(-2)
+        eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
+        factor = safe_cholesky(scaled + eye, name="I + sKs").factor
+        centred = sites.lam1 - sites.lam2 * prior.x_mean
+        projected = root * mat_vec(prior.covariance, centred)
+        weights = centred - root * _solve(factor, projected)
+        return cls(prior, sites, root, factor, weights)
+
+    @property
+    def log_partition(self) -> Tensor:
+        """``log E_prior[exp(sum log t)]``, total."""
+        # With K a = E[f] - m and l the centred lam1, the quadratic term is l'(K - Ks B^-1 sK)l =
+        # l'K a.
+        centred = self.sites.lam1 - self.sites.lam2 * self.prior.x_mean
+        quadratic = (centred * self._shift).sum(-1)
+        constant = self.sites.log_value(self.prior.x_mean)
+        return constant + 0.5 * (quadratic - log_det_from_cholesky(self.factor))
+
+    @cached_property
+    def _shift(self) -> Tensor:
+        with on_graph():
+            return mat_vec(self.prior.covariance, self.weights)
+
+    @cached_property
+    def whitened(self) -> WhitenedGaussian:  # type: ignore[override]
+        """q(e) with ``f = m + L e``, for samples."""
+        with on_graph():
+            return whiten_sites(self.prior, self.sites)
+
+    def kl(self) -> Tensor:
+        """``KL(q(f) || p(f))``, total."""
+        # tr(B^-1) = N - sum lam2 var(f); the targets enter only through E[f] - m, so that nothing
+        # of the size of lam1^2 has to cancel.
+        spread = (self.sites.lam2 * self.marginals().explained).sum(-1)
+        shift = (self.weights * self._shift).sum(-1)
+        return 0.5 * (shift - spread + log_det_from_cholesky(self.factor))
+
+    def marginals(self) -> Marginals:
+        """Moments at the data rows."""
+        half = solve_lower(self.factor, self.root.unsqueeze(-1) * self.prior.covariance)
+        prior_variance = self.prior.covariance.diagonal(dim1=-2, dim2=-1)
+        return Marginals(
+            self.prior.x_mean + self._shift, (prior_variance - sum_of_squares(half)).clamp_min(0.0)
+        )
+
+    def predict(
+        self, x: Tensor, joint: bool = False, groups: Tensor | None = None
+    ) -> Marginals | gpytorch.distributions.MultivariateNormal:
+        """Moments at new inputs; see :meth:`Posterior.predict`.
+
+        Parameters
+        ----------
+        x : Tensor, shape [*g, N_new, D]
+            Inputs.
+        joint : bool
+            Whether to return the full covariance.
+        groups : None
+            This posterior has no groups.
+
+        Returns
+        -------
+        Marginals or MultivariateNormal
+            The latter if ``joint``.
+        """
+        refuse_groups(self, groups)
+        check_new_inputs(self, x)
+        cross = self.prior.cross_covariance(x)
+        mean = self.prior.gp.mean(x) + mat_vec(cross.mT, self.weights)
+        half = solve_lower(self.factor, self.root.unsqueeze(-1) * cross)
+        if joint:
+            covariance = self.prior.gp.covariance(x) - half.mT @ half
+            return gpytorch.distributions.MultivariateNormal(mean, covariance)
+        variance = self.prior.gp.variance(x) - sum_of_squares(half)
+        return Marginals(mean, variance.clamp_min(0.0))
+
+
+@dataclass(frozen=True, eq=False)
+class WidePosterior(_ExactBase):
+    """Exact posterior where some site precision is negative (q wider than the prior somewhere).
+
+    Parameters
+    ----------
+    prior : ExactPrior
+        What was conditioned.
+    sites : Sites
+        On the data rows.
+    whitened : WhitenedGaussian
+        q(e) with ``f = m + L e``.
+    """
+
+    prior: "ExactPrior"
+    sites: Sites
+    whitened: WhitenedGaussian
+
+    @property
+    def log_partition(self) -> Tensor:
+        """``log E_prior[exp(sum log t)]``, total."""
+        return self.sites.log_value(self.prior.x_mean) + self.whitened.log_normaliser()
+
+    def kl(self) -> Tensor:
+        """``KL(q(f) || p(f))``, total."""
+        return self.whitened.kl()
+
+    def marginals(self) -> Marginals:
+        """Moments at the data rows."""
+        mean, variance = self.whitened.project(self.prior.factor.mT)
+        return Marginals(self.prior.x_mean + mean, variance)
+
+    def predict(
+        self, x: Tensor, joint: bool = False, groups: Tensor | None = None
+    ) -> Marginals | gpytorch.distributions.MultivariateNormal:
+        """Moments at new inputs; see :meth:`Posterior.predict`.
+
+        Parameters
+        ----------
+        x : Tensor, shape [*g, N_new, D]
+            Inputs.
+        joint : bool
+            Whether to return the full covariance.
+        groups : None
+            This posterior has no groups.
+
+        Returns
+        -------
+        Marginals or MultivariateNormal
+            The latter if ``joint``.
+        """
+        refuse_groups(self, groups)
+        check_new_inputs(self, x)
+        features = solve_lower(self.prior.factor, self.prior.cross_covariance(x))
+        mean, explained = self.whitened.project(features)
+        mean = self.prior.gp.mean(x) + mean
+        if joint:
+            spare = self.prior.gp.covariance(x) - features.mT @ features
+            return gpytorch.distributions.MultivariateNormal(
+                mean, self.whitened.covariance(features) + spare
+            )
+        spare = (self.prior.gp.variance(x) - sum_of_squares(features)).clamp_min(0.0)
+        return Marginals(mean, explained + spare)
+
+
+def _solve(factor: Tensor, vectors: Tensor) -> Tensor:
+    return solve_lower_transposed_vec(factor, solve_lower_vec(factor, vectors))
