@@ -12,6 +12,7 @@ Shapes: ``b`` are batch dims (latents last among them), rows N, basis size M, sa
 """
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import Self
 
 import gpytorch
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gpvi.approximations._detach import detached
+from gpvi.approximations._lazy import on_graph
 from gpvi.approximations._residual import ResidualDraw
 from gpvi.approximations.gaussian_process import GaussianProcessLike
 from gpvi.approximations.moments import Draw, Marginals
@@ -52,9 +54,23 @@ class Posterior(ABC):
     def kl(self) -> Tensor:
         """``KL(q || prior)``, total."""
 
-    @abstractmethod
     def marginals(self) -> Marginals:
-        """Moments at the data rows."""
+        """Moments at the data rows, computed once.
+
+        Returns
+        -------
+        Marginals
+            Shape [*b, N].
+        """
+        return self._kept_marginals
+
+    @cached_property
+    def _kept_marginals(self) -> Marginals:
+        with on_graph():
+            return self._marginals()
+
+    @abstractmethod
+    def _marginals(self) -> Marginals: ...
 
     @abstractmethod
     def predict(

@@ -181,8 +181,7 @@ class ExactPosterior(_ExactBase):
         shift = (self.weights * self._shift).sum(-1)
         return 0.5 * (shift - spread + log_det_from_cholesky(self.factor))
 
-    def marginals(self) -> Marginals:
-        """Moments at the data rows."""
+    def _marginals(self) -> Marginals:
         half = solve_lower(self.factor, self.root.unsqueeze(-1) * self.prior.covariance)
         prior_variance = self.prior.covariance.diagonal(dim1=-2, dim2=-1)
         return Marginals(
@@ -247,8 +246,7 @@ class WidePosterior(_ExactBase):
         """``KL(q(f) || p(f))``, total."""
         return self.whitened.kl()
 
-    def marginals(self) -> Marginals:
-        """Moments at the data rows."""
+    def _marginals(self) -> Marginals:
         mean, variance = self.whitened.project(self.prior.factor.mT)
         return Marginals(self.prior.x_mean + mean, variance)
 

@@ -132,8 +132,7 @@ class GroupedPosterior(Posterior):
         """``KL(q || prior)`` of every group, shape [G, *b]."""
         return self.inner.kl()
 
-    def marginals(self) -> Marginals:
-        """Moments at the flat rows, shape [*b, N]."""
+    def _marginals(self) -> Marginals:
         return self._flatten(self.inner.marginals())
 
     def predict(

@@ -216,8 +216,7 @@ class InducingPosterior(Posterior):
         """``KL(q(u) || p(u))``, shape [*b]."""
         return self.whitened.kl()
 
-    def marginals(self) -> Marginals:
-        """Moments at the data rows."""
+    def _marginals(self) -> Marginals:
         mean, explained = self.whitened.project(self.prior.features)
         return Marginals(self.prior.x_mean + mean, explained, self.prior.x_residual)
 

@@ -178,8 +178,7 @@ class WhitePosterior(Posterior):
         shift = (mean - self.prior.x_mean).square() / self.prior.x_variance
         return 0.5 * (gain.reciprocal() - 1.0 + gain.log() + shift).sum(-1)
 
-    def marginals(self) -> Marginals:
-        """Moments at the data rows."""
+    def _marginals(self) -> Marginals:
         mean, variance, _ = self._moments()
         return Marginals(mean, variance)
 

@@ -3,8 +3,9 @@ r"""Conjugate-computation variational inference: natural-gradient ascent on Gaus
 One sweep moves the sites towards the duals of the data term,
 :math:`\lambda \leftarrow (1-\rho)\lambda + \rho\,\mathrm{dual}(E_q \log p(y\mid f))`, which is a
 natural-gradient step of length :math:`\rho` on q. A Gaussian likelihood needs one sweep with
-:math:`\rho = 1`. Any other gets backtracking: a sweep that lowers the objective or leaves the range of
-floating-point numbers is retaken with half the step.
+:math:`\rho = 1`. Any other gets backtracking: a sweep that gains less than a tenth of what the slope
+promises (Armijo's rule), or leaves the range of floating-point numbers, is retaken with half the step.
+Without that, latents that a likelihood couples would oscillate.
 
 References
 ----------
@@ -30,6 +31,9 @@ from gpvi.likelihoods import Likelihood, as_likelihood
 __all__ = ["CVIResult", "cvi"]
 
 _SMALLEST_STEP = 1e-4
+
+# A sweep must gain this fraction of its slope; a conjugate one gains half.
+_ARMIJO = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +136,9 @@ def cvi(
         raise InputError(f"step_size is {step_size}; it must lie in (0, 1].")
     if max_steps < 1:
         raise InputError(f"max_steps is {max_steps}; it must be at least 1.")
-    problem = _Problem(
-        prior.detach(), as_likelihood(likelihood), y, weights, dict(rows), min_precision, tighter
-    )
+    model = as_likelihood(likelihood)
+    model._prepare(y, prior.mean, prior.mean.shape[-1], {**rows, "weights": weights})  # checks
+    problem = _Problem(prior.detach(), model, y, weights, dict(rows), min_precision, tighter)
     exact = problem.gaussian_sites()
     if exact is not None:
         state = problem.evaluate(exact)
@@ -179,7 +183,7 @@ class _Problem:
         """Duals at a rough guess of the latent values, or at the prior."""
         mean = self.prior.mean
         guess = self.likelihood.initial_latent(self.y, **self.rows)
-        explained = self.prior.condition(self._zeros()).marginals().explained
+        explained = self.prior.condition(self.zeros()).marginals().explained
         if guess is None or self.likelihood.num_latents > 1:
             return self.fresh(Marginals(mean, explained, self.prior.residual), None)
         near = Marginals(guess.expand_as(mean), 0.01 * explained)
@@ -218,7 +222,8 @@ class _Problem:
                 value = elbo(posterior, self.likelihood, self.y, weights=self.weights, **self.rows)
         return _State(sites, posterior, marginals, float(value.sum()), scale)
 
-    def _zeros(self) -> Sites:
+    def zeros(self) -> Sites:
+        """Sites that say nothing."""
         mean = self.prior.mean
         return Sites.zeros(mean.shape, dtype=mean.dtype, device=mean.device)
 
@@ -237,8 +242,7 @@ def _iterate(
     while taken < max_steps and not converged:
         fresh = problem.fresh(state.marginals, state.log_v)
         trial = _try(problem, state.sites.lerp(fresh, step))
-        slack = 1e-10 * (1.0 + abs(state.objective))
-        while trial is None or trial.objective < state.objective - slack:
+        while trial is None or not _gains_enough(state, trial, step):
             step *= 0.5
             if step < _SMALLEST_STEP:
                 # No step along the natural gradient helps: a fixed point up to clipping and rounding,
@@ -253,12 +257,23 @@ def _iterate(
     return _result(state, taken, converged, history)
 
 
+def _gains_enough(state: _State, trial: _State, step: float) -> bool:
+    """Armijo's rule; the slope times the step is ``2 KL(old || new) / step`` to first order."""
+    moments = state.marginals
+    by_mean = (trial.sites.lam1 - state.sites.lam1) * moments.mean
+    by_square = (trial.sites.lam2 - state.sites.lam2) * (moments.mean.square() + moments.explained)
+    change = (trial.posterior.log_partition - state.posterior.log_partition).sum()
+    divergence = max(0.0, float(change - (by_mean - 0.5 * by_square).sum()))
+    slack = 1e-10 * (1.0 + abs(state.objective))
+    return trial.objective - state.objective >= 2.0 * _ARMIJO * divergence / step - slack
+
+
 def _first_state(problem: _Problem, sites: Sites | None, likelihood: GPyTorchLikelihood) -> _State:
-    for candidate in (sites, problem.start(), problem._zeros()):
-        if candidate is not None:
-            state = _try(problem, candidate.detach())
-            if state is not None:
-                return state
+    for candidate in (lambda: sites, problem.start, problem.zeros):
+        start = candidate()
+        state = None if start is None else _try(problem, start.detach())
+        if state is not None:
+            return state
     raise NumericalError(
         f"The objective of {type(likelihood).__name__} is not finite even at the prior; check the "
         "targets and the scale of the hyperparameters."

@@ -83,17 +83,11 @@ class FitProblem:
                 f"x holds {int((~torch.isfinite(self.x)).sum())} values that are NaN or infinite; "
                 "drop these rows or impute them (only y may have NaN)."
             )
-        if self.y.dim() < -self._row_axis or self.y.shape[self._row_axis] != self.num_rows:
-            raise InputError(
-                f"y has shape {tuple(self.y.shape)} for {self.num_rows} rows of x; pass one target per "
-                "row (a column [N, 1] must be flattened)."
-            )
+        # Extras get one entry per row, and none that is NaN where no target was observed.
+        given = {**self.rows, "weights": self.weights}
+        _, _, extras = self.likelihood._prepare(self.y, self.x, self.num_rows, given)
         self.y = self.y.to(self.x)
-        missing = self.likelihood._missing(self.y)
-        # One entry per row, and none that is NaN where no target was observed.
-        self.rows = {name: _per_row(extra, missing, self.y) for name, extra in self.rows.items()}
-        if self.weights is not None:
-            self.weights = _per_row(self.weights, missing, self.y)
+        self.weights, self.rows = extras.pop("weights", None), extras
 
     @property
     def num_rows(self) -> int:
@@ -136,7 +130,7 @@ class FitProblem:
             self,
             approximation=approximation,
             x=x,
-            y=self.y.index_select(self._row_axis, index),
+            y=self.y.index_select(-1 - self.likelihood._target_dims, index),
             plan=approximation.plan(x),
             weights=None if self.weights is None else self.weights[..., index],
             rows={name: values[..., index] for name, values in self.rows.items()},
@@ -255,14 +249,6 @@ class FitProblem:
             return None
         return self.likelihood.gaussian_noise(self.y, **self.rows)
 
-    @property
-    def _row_axis(self) -> int:
-        return -1 - self.likelihood._target_dims
-
     def _row_weights(self) -> Tensor:
         observed = (~torch.isnan(self.y)).to(self.y.dtype)
         return observed if self.weights is None else observed * self.weights
-
-
-def _per_row(values: Tensor, missing: Tensor, like: Tensor) -> Tensor:
-    return torch.where(missing, 1.0, torch.as_tensor(values).to(like))

@@ -1,75 +1,89 @@
-"""The last posterior of a strategy, kept for as long as every tensor behind it has the same value.
+"""Results that a strategy keeps for as long as every tensor behind them has the same value.
 
 Values are compared, not version counters: ``kernel.lengthscale = 0.3`` writes through ``.data``, which
 leaves the counters alone. A comparison costs microseconds, a stale posterior wrong predictions.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from gpvi.approximations import Posterior
+__all__ = ["Kept"]
 
-__all__ = ["KeptPosterior"]
+ValueT = TypeVar("ValueT")
 
 
-class KeptPosterior:
-    """At most one posterior, with the values it was computed from.
+class Kept(Generic[ValueT]):
+    """At most one result, with the values it was computed from.
 
-    Copies and pickles are empty: a posterior on a graph can be neither copied nor pickled.
+    A result on a graph is found only where gradients are enabled, one off the graph only where they are
+    not needed. Copies and pickles are empty: what is on a graph can be neither copied nor pickled.
 
     Examples
     --------
     >>> import torch
-    >>> kept, value = KeptPosterior(), torch.zeros(1)
-    >>> kept.get([value], lambda: "first"), kept.get([value], lambda: "second")
-    ('first', 'first')
+    >>> kept, value = Kept(), torch.zeros(1)
+    >>> kept.put([value], "result")
+    >>> kept.find([value])
+    'result'
     >>> value.data += 1.0
-    >>> kept.get([value], lambda: "third")
-    'third'
+    >>> kept.find([value]) is None
+    True
     """
 
     def __init__(self) -> None:
-        self._posterior: Posterior | None = None
+        self._result: ValueT | None = None
         self._values: list[Tensor] = []
         self._mode = (False, False)
 
-    def get(self, tensors: Iterable[Tensor], build: Callable[[], Posterior]) -> Posterior:
-        """Return the kept posterior, or build and keep a new one.
+    def find(self, tensors: Sequence[Tensor]) -> ValueT | None:
+        """Return the result, if it still holds; otherwise forget it.
 
         Parameters
         ----------
-        tensors : iterable of Tensor
-            Everything the posterior depends on.
-        build : callable
-            Makes a posterior from today's values.
+        tensors : sequence of Tensor
+            Everything the result depends on.
 
         Returns
         -------
-        Posterior
-            On a graph if gradients are enabled and some tensor requires them.
+        object or None
+            What was put.
         """
-        found = list(tensors)
-        on_graph = torch.is_grad_enabled() and any(value.requires_grad for value in found)
-        mode = (on_graph, torch.is_inference_mode_enabled())
-        if self._posterior is None or mode != self._mode or not _same(self._values, found):
+        if self._mode != _mode(tensors) or not _same(self._values, tensors):
             self.drop()
-            self._posterior = build()
-            self._values = [value.detach().clone() for value in found]
-            self._mode = mode
-        return self._posterior
+        return self._result
+
+    def put(self, tensors: Sequence[Tensor], result: ValueT) -> None:
+        """Keep a result that was just computed.
+
+        Parameters
+        ----------
+        tensors : sequence of Tensor
+            Everything it depends on.
+        result : object
+            What to keep.
+        """
+        self._result = result
+        self._values = [value.detach().clone() for value in tensors]
+        self._mode = _mode(tensors)
 
     def drop(self) -> None:
-        """Forget the posterior."""
-        self._posterior = None
+        """Forget the result."""
+        self._result = None
         self._values = []
 
-    def __reduce__(self) -> tuple[type["KeptPosterior"], tuple[()]]:
+    def __reduce__(self) -> tuple[type["Kept"], tuple[()]]:
         return type(self), ()
 
 
-def _same(kept: list[Tensor], found: list[Tensor]) -> bool:
+def _mode(tensors: Sequence[Tensor]) -> tuple[bool, bool]:
+    on_graph = torch.is_grad_enabled() and any(value.requires_grad for value in tensors)
+    return on_graph, torch.is_inference_mode_enabled()
+
+
+def _same(kept: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
     return len(kept) == len(found) and all(map(_equal, kept, found))
 
 

@@ -169,6 +169,8 @@ class ModelGaussianProcess:
             Of a structural copy of the model, without its variational strategy.
         """
         share_buffers = self.model.training
+        if share_buffers:
+            _refuse_batch_dependence(self.model)
 
         def transform(value: Tensor) -> Tensor:
             is_buffer = not isinstance(value, torch.nn.Parameter)
@@ -184,18 +186,17 @@ class ModelGaussianProcess:
         ModelGaussianProcess
             Of a structural copy of the model, without its variational strategy.
         """
-        return self._copy(lambda value: value.detach().clone())
+        copy = self._copy(lambda value: value.detach().clone())
+        for module in copy.model.modules():
+            # Bound methods of the live modules, which a pickle would carry along; nothing is ever
+            # loaded into a copy.
+            module._load_state_dict_pre_hooks = OrderedDict()
+        return copy
 
     def _copy(self, transform: Callable[[Tensor], Tensor]) -> Self:
-        twin = copy_module(_without_strategies(self.model), transform)
-        for module in twin.modules():
-            # These are bound methods of the live modules; a copy is never loaded into.
-            module._load_state_dict_pre_hooks = OrderedDict()
-        return type(self)(twin, self.rows)
+        return type(self)(copy_module(_without_strategies(self.model), transform), self.rows)
 
     def _distribution(self, x: Tensor) -> MultivariateNormal:
-        if self.model.training:
-            _refuse_batch_dependence(self.model)
         prior: Any = self.model.forward(x)
         if not isinstance(prior, MultivariateNormal) or isinstance(
             prior, MultitaskMultivariateNormal

@@ -30,7 +30,7 @@ from gpytorch.distributions import MultivariateNormal
 from gpytorch.variational._variational_strategy import _VariationalStrategy
 from torch import Tensor
 
-from gpvi.approximations import Approximation, Posterior
+from gpvi.approximations import Approximation, Posterior, Prior
 from gpvi.exceptions import InputError, PriorCollapseWarning, UnsupportedError
 from gpvi.strategies.distributions import (
     BasisPosterior,
@@ -40,7 +40,7 @@ from gpvi.strategies.distributions import (
     lazy_prediction,
     marginals_at,
 )
-from gpvi.strategies.kept import KeptPosterior
+from gpvi.strategies.kept import Kept
 from gpvi.strategies.model_process import ModelGaussianProcess
 from gpvi.strategies.natural import natural_sites
 from gpvi.strategies.site_parameters import (
@@ -118,7 +118,8 @@ class SiteStrategy(_VariationalStrategy):
         self._variational_distribution = new_site_parameters(
             site_parameters, self.inducing_points, batch_shape, tied=train_inputs is None
         )
-        self._kept = KeptPosterior()
+        self._kept: Kept[Posterior] = Kept()
+        self._spare: Kept[Prior] = Kept()
         self._checked = False
 
     # ------------------------------------------------------------------ what GPyTorch calls
@@ -241,11 +242,8 @@ class SiteStrategy(_VariationalStrategy):
             On the graph of parameters, if gradients are enabled.
         """
         if self.train_inputs is not None:
-            if x is not None and not self._are_train_inputs(x):
-                raise InputError(
-                    f"x has shape {tuple(x.shape)} and is not train_inputs, where the sites are; leave "
-                    "x out, and use predict of the posterior for other rows."
-                )
+            if x is not None:
+                self._require_train_inputs(x)
             x = self.train_inputs
         elif x is None:
             raise InputError("Tied sites have no rows of their own: pass x, the data rows.")
@@ -315,22 +313,25 @@ class SiteStrategy(_VariationalStrategy):
                 f"num_data is {count} and there are {x.shape[-2]} training rows; sites on data rows "
                 "are not scaled, so leave num_data out."
             )
+        if self.train_inputs is not None:
+            self._require_train_inputs(x)
+        # Made in the caller's mode and left on its graph, for the next call on these rows.
+        prior = self._prior(x)
+        extras = {**rows, "log_v": log_v} if log_v is not None else rows
         with torch.no_grad():
-            posterior = self.posterior(x)
-            extras = {**rows, "log_v": log_v} if log_v is not None else rows
-            store.store(
-                natural_sites(
-                    posterior,
-                    likelihood,
-                    y,
-                    step_size=step_size,
-                    scale=count / x.shape[-2],
-                    min_precision=min_precision,
-                    mixing=mixing,
-                    rows=extras,
-                )
+            sites = natural_sites(
+                prior.condition(store.sites()),
+                likelihood,
+                y,
+                step_size=step_size,
+                scale=count / x.shape[-2],
+                min_precision=min_precision,
+                mixing=mixing,
+                rows=extras,
             )
-        self._clear_cache()
+        store.store(sites)
+        self._kept.drop()
+        self._spare.put([*self._state(with_sites=False), x], prior)
 
     # ------------------------------------------------------------------ internals
 
@@ -341,7 +342,11 @@ class SiteStrategy(_VariationalStrategy):
         if not self.training and torch.is_grad_enabled() and any(t.requires_grad for t in state):
             # Whoever differentiates twice would find the graph of a kept posterior freed.
             return self._build(rows)
-        return self._kept.get(state, lambda: self._build(rows))
+        posterior = self._kept.find(state)
+        if posterior is None:
+            posterior = self._build(rows)
+            self._kept.put(state, posterior)
+        return posterior
 
     def _build(self, x: Tensor) -> Posterior:
         store = self._variational_distribution
@@ -351,12 +356,20 @@ class SiteStrategy(_VariationalStrategy):
                 PriorCollapseWarning,
                 stacklevel=2,
             )
+        return self._prior(x).condition(store.sites())
+
+    def _prior(self, x: Tensor) -> Prior:
+        spare = self._spare.find([*self._state(with_sites=False), x])
+        # Used once: after a backward pass its graph is gone.
+        self._spare.drop()
+        if spare is not None:
+            return spare
         probes = self.inducing_points.detach().flatten(0, -2)[:_NUM_PROBES]
         process = ModelGaussianProcess(self.model, probes)
         if not self._checked:
             check_batch_shape(process.batch_shape, self.batch_shape, type(self.model).__name__)
             self._checked = True
-        return self.approximation.prior(process, x).condition(store.sites())
+        return self.approximation.prior(process, x)
 
     def _anchor(self) -> Tensor:
         """Rows for a posterior whose marginals nobody asks for."""
@@ -364,16 +377,25 @@ class SiteStrategy(_VariationalStrategy):
             return self.train_inputs
         return self.inducing_points.detach()[..., :1, :]
 
-    def _state(self) -> list[Tensor]:
-        """Every tensor that q depends on."""
-        found = chain(
-            self.model.parameters(), self.model.buffers(), self.parameters(), self.buffers()
-        )
+    def _state(self, with_sites: bool = True) -> list[Tensor]:
+        """Every tensor that q, or only the prior, depends on."""
+        modules = chain(self.model.modules(), self.modules())
+        kept = (m for m in modules if with_sites or m is not self._variational_distribution)
+        stores = ((*m._parameters.values(), *m._buffers.values()) for m in kept)
+        found = (value for values in stores for value in values if value is not None)
         return list({id(value): value for value in found}.values())
 
     def _are_train_inputs(self, x: Tensor) -> bool:
         known = self.train_inputs
         return known is not None and known.shape == x.shape and torch.equal(known, x.to(known))
 
+    def _require_train_inputs(self, x: Tensor) -> None:
+        if not self._are_train_inputs(x):
+            raise InputError(
+                f"x has shape {tuple(x.shape)} and is not train_inputs, where the sites are. Use those "
+                "rows, and predict of the posterior for others."
+            )
+
     def _clear_cache(self) -> None:
         self._kept.drop()
+        self._spare.drop()
