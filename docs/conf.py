@@ -85,6 +85,14 @@ def escape_batch_dimensions(
             lines[number] = "".join(parts)
 
 
+def skip_generated_methods(
+    app: Any, what: str, name: str, obj: Any, skip: bool, options: Any
+) -> bool | None:
+    """Leave out what scikit-learn adds to estimators; its text links into its own documentation."""
+    return True if re.fullmatch(r"set_\w+_request", name) else None
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx; the priority puts the hook behind numpydoc's."""
+    app.connect("autodoc-skip-member", skip_generated_methods)
     app.connect("autodoc-process-docstring", escape_batch_dimensions, priority=900)

@@ -28,5 +28,5 @@ def detached(value: DataclassT, memo: dict[int, Any] | None = None) -> Dataclass
                 changes[field.name] = memo[id(item)]
             elif dataclasses.is_dataclass(item):
                 changes[field.name] = detached(item, memo)
-        memo[id(value)] = dataclasses.replace(value, **changes)
+        memo[id(value)] = dataclasses.replace(value, **changes)  # type: ignore[type-var]
     return memo[id(value)]

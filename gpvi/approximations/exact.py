@@ -20,12 +20,12 @@ from torch import Tensor
 
 from gpvi.approximations._lazy import on_graph
 from gpvi.approximations.base import Approximation, Posterior, Prior
+from gpvi.approximations.collapsed import exact_objective
 from gpvi.approximations.exact_posterior import ExactPosterior, WidePosterior, whiten_sites
 from gpvi.approximations.gaussian_process import GaussianProcessLike
 from gpvi.approximations.plan import Plan
 from gpvi.approximations.sites import Sites
 from gpvi.linalg import (
-    gaussian_log_evidence,
     mat_vec,
     safe_cholesky,
     solve_lower_vec,
@@ -77,7 +77,7 @@ class Exact(Approximation):
         Tensor, shape [*b]
             Nats.
         """
-        return gaussian_log_evidence(gp.covariance(x), y - gp.mean(x), noise)
+        return exact_objective(gp, x, y, noise)
 
     def _prior(self, gp: GaussianProcessLike, x: Tensor, plan: Plan) -> "ExactPrior":
         covariance = gp.covariance(x)

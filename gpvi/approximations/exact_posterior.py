@@ -13,7 +13,7 @@ from gpvi.approximations._lazy import on_graph
 from gpvi.approximations._random import align_samples
 from gpvi.approximations._residual import ResidualDraw, check_residual, sample_residual
 from gpvi.approximations.base import Posterior
-from gpvi.approximations.moments import Draw, Marginals
+from gpvi.approximations.moments import Draw, Marginals, joint_normal
 from gpvi.approximations.sites import Sites
 from gpvi.approximations.whitened import WhitenedGaussian
 from gpvi.linalg import (
@@ -214,7 +214,7 @@ class ExactPosterior(_ExactBase):
         half = solve_lower(self.factor, self.root.unsqueeze(-1) * cross)
         if joint:
             covariance = self.prior.gp.covariance(x) - half.mT @ half
-            return gpytorch.distributions.MultivariateNormal(mean, covariance)
+            return joint_normal(mean, covariance)
         variance = self.prior.gp.variance(x) - sum_of_squares(half)
         return Marginals(mean, variance.clamp_min(0.0))
 
@@ -276,9 +276,7 @@ class WidePosterior(_ExactBase):
         mean = self.prior.gp.mean(x) + mean
         if joint:
             spare = self.prior.gp.covariance(x) - features.mT @ features
-            return gpytorch.distributions.MultivariateNormal(
-                mean, self.whitened.covariance(features) + spare
-            )
+            return joint_normal(mean, self.whitened.covariance(features) + spare)
         spare = (self.prior.gp.variance(x) - sum_of_squares(features)).clamp_min(0.0)
         return Marginals(mean, explained + spare)
 

@@ -57,6 +57,7 @@ class InducingPoints(Approximation):
 
     whole_data = False
     finite_basis = True
+    inducing_points: torch.nn.Parameter | None
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ from gpvi.approximations._residual import (
 )
 from gpvi.approximations.base import Posterior, Prior
 from gpvi.approximations.gaussian_process import GaussianProcessLike
-from gpvi.approximations.moments import Draw, Marginals
+from gpvi.approximations.moments import Draw, Marginals, joint_normal
 from gpvi.approximations.sites import Sites
 from gpvi.approximations.whitened import WhitenedGaussian
 from gpvi.exceptions import InputError
@@ -249,7 +249,7 @@ class InducingPosterior(Posterior):
             return Marginals(mean, explained, residual)
         spare = prior.gp.covariance(x) - features.mT @ features
         covariance = self.whitened.covariance(features) + spare
-        return gpytorch.distributions.MultivariateNormal(mean, covariance)
+        return joint_normal(mean, covariance)
 
     def rsample(
         self,

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+import gpytorch
+from linear_operator import to_linear_operator
 from torch import Tensor
 
-__all__ = ["Draw", "Marginals"]
+__all__ = ["Draw", "Marginals", "joint_normal"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,3 +53,24 @@ class Draw:
 
     values: Tensor
     basis: Tensor
+
+
+def joint_normal(mean: Tensor, covariance: Tensor) -> gpytorch.distributions.MultivariateNormal:
+    """Joint normal over a dense covariance that may be singular in floating point.
+
+    Handed a tensor, the constructor would factorise it at once and refuse a singular one; handed an
+    operator, it factorises (with jitter) when a sample or a density asks for it.
+
+    Parameters
+    ----------
+    mean : Tensor, shape [*b, N]
+        Means.
+    covariance : Tensor, shape [*b, N, N]
+        Symmetric, positive semi-definite up to rounding.
+
+    Returns
+    -------
+    MultivariateNormal
+        With a lazy covariance.
+    """
+    return gpytorch.distributions.MultivariateNormal(mean, to_linear_operator(covariance))

@@ -16,7 +16,7 @@ from gpvi.approximations._random import standard_normal
 from gpvi.approximations._residual import ResidualDraw, check_residual
 from gpvi.approximations.base import Approximation, Posterior, Prior
 from gpvi.approximations.gaussian_process import GaussianProcessLike
-from gpvi.approximations.moments import Draw, Marginals
+from gpvi.approximations.moments import Draw, Marginals, joint_normal
 from gpvi.approximations.plan import Plan
 from gpvi.approximations.sites import Sites
 from gpvi.exceptions import NumericalError, UnsupportedError
@@ -214,7 +214,7 @@ class WhitePosterior(Posterior):
         mean = torch.where(known, picked_mean, prior_mean)
         variance = torch.where(known, picked_variance, prior_variance)
         if joint:
-            return gpytorch.distributions.MultivariateNormal(mean, torch.diag_embed(variance))
+            return joint_normal(mean, torch.diag_embed(variance))
         return Marginals(mean, variance)
 
     def rsample(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpvi.exceptions import InputError
 from gpvi.inference.parameters import ParameterVector
 
 __all__ = ["Coordinates", "Curvature"]
@@ -44,6 +45,11 @@ class Coordinates:
     curvature : Curvature, optional
         What is known about some of them, by name; the others keep their own scale.
 
+    Raises
+    ------
+    InputError
+        If a parameter is not finite.
+
     Examples
     --------
     >>> import gpytorch
@@ -55,6 +61,9 @@ class Coordinates:
 
     def __init__(self, vector: ParameterVector, curvature: Curvature | None = None) -> None:
         self.origin = vector.values()
+        for name, place in vector.slices().items():
+            if not np.isfinite(self.origin[place]).all():
+                raise InputError(f"The starting value of {name} is not finite; set another one.")
         self._low, self._high = vector.box()
         self._index = np.zeros(0, dtype=np.int64)
         self._factor = np.zeros((0, 0))

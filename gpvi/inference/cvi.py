@@ -137,7 +137,8 @@ def cvi(
     if max_steps < 1:
         raise InputError(f"max_steps is {max_steps}; it must be at least 1.")
     model = as_likelihood(likelihood)
-    model._prepare(y, prior.mean, prior.mean.shape[-1], {**rows, "weights": weights})  # checks
+    extras = rows if weights is None else {**rows, "weights": weights}
+    model._prepare(y, prior.mean, prior.mean.shape[-1], dict(extras))  # checks
     problem = _Problem(prior.detach(), model, y, weights, dict(rows), min_precision, tighter)
     exact = problem.gaussian_sites()
     if exact is not None:

@@ -151,6 +151,10 @@ class _Objective:
             return math.nan, np.zeros_like(point)
         return total, gradient
 
+    def complaint(self) -> str:
+        """What to say of the last evaluations if they failed."""
+        return f"the last {self.failures} evaluations failed ({self._reason})"
+
     def learned(self, inverse: LbfgsInvHessProduct) -> Curvature | None:
         """L-BFGS's inverse curvature, dense; None for long vectors, where it would be too large."""
         if self.vector.size > _MAX_DENSE:
@@ -161,7 +165,7 @@ class _Objective:
         """A finite answer for a failed point that sends the line search back."""
         self.failures += 1
         if self.failures >= _MAX_FAILURES or self.last_good is None:
-            raise _Stop(f"{self.failures} evaluations in a row failed ({self._reason})")
+            raise _Stop(self.complaint())
         origin, value, gradient = self.last_good
         predicted = abs(float(gradient @ (point - origin))) + 1e-6 * (1.0 + abs(value))
         return value - predicted, -gradient
@@ -286,6 +290,8 @@ def _ascend(
             },
         )
         message, converged = progress.judge(result)
+        if objective.failures:
+            message, converged = objective.complaint(), False
         learned = objective.learned(result.hess_inv)
     except _Stop as stop:
         message, stopped, converged = str(stop), stop.asked, False

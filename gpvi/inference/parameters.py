@@ -101,6 +101,8 @@ class ParameterVector:
         ndarray of float64
             Zero for parameters that the value does not depend on.
         """
+        if not self.parameters:
+            return np.zeros(0)
         gradients = torch.autograd.grad(value, self.parameters, allow_unused=True)
         parts = []
         for parameter, constraint, gradient in zip(

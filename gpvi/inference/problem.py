@@ -59,7 +59,8 @@ class FitProblem:
     Raises
     ------
     InputError
-        For an unknown objective, inputs that are not finite, or targets of another length than ``x``.
+        For an unknown objective, inputs that are not finite or not of the dtype of the process, and
+        targets or extras that do not fit ``x``.
     """
 
     gp: GaussianProcess
@@ -82,6 +83,14 @@ class FitProblem:
             raise InputError(
                 f"x holds {int((~torch.isfinite(self.x)).sum())} values that are NaN or infinite; "
                 "drop these rows or impute them (only y may have NaN)."
+            )
+        with torch.no_grad():
+            row = self.x[..., :1, :]
+            moments = self.gp.mean(row) + self.gp.variance(row)
+        if moments.dtype != self.x.dtype:
+            raise InputError(
+                f"x is {self.x.dtype} and the process computes in {moments.dtype}; convert one of them "
+                "(gp.to(x))."
             )
         # Extras get one entry per row, and none that is NaN where no target was observed.
         given = {**self.rows, "weights": self.weights}

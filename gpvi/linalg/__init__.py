@@ -12,6 +12,7 @@ from gpvi.linalg.quadrature import (
     uniform_rule,
 )
 from gpvi.linalg.stationary import STATIONARY_KERNELS, stationary_slope, stationary_value
+from gpvi.linalg.stationary_evidence import stationary_log_evidence
 from gpvi.linalg.triangular import (
     identity_plus_congruence,
     identity_plus_low_rank,
@@ -46,6 +47,7 @@ __all__ = [
     "solve_lower_transposed_vec",
     "solve_lower_vec",
     "stationary_collapsed_bound",
+    "stationary_log_evidence",
     "stationary_slope",
     "stationary_value",
     "sum_of_squares",

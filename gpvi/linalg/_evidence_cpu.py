@@ -1,10 +1,10 @@
 """Compiled engine of the exact log evidence of a stationary kernel: the CPU.
 
-One N x N buffer in all, of which only the lower triangle is ever touched (so that only half of it
-takes up memory): compiled loops write the kernel into it, LAPACK replaces that by its factor and
-the factor by the inverse, and a last loop over the rows turns the inverse into the slopes by the
-lengthscales. Evaluating distances and exponentials a second time there costs a fraction of the
-factorisation and saves a matrix. This module imports Numba; import it inside functions only.
+One N x N buffer in all, of which only the lower triangle is touched: compiled loops write the
+covariance into it, LAPACK replaces that by its factor and the factor by the inverse, and a last loop
+over the rows reduces the inverse to the slopes by the lengthscales. Evaluating distances and
+exponentials a second time there costs a few percent of the factorisation and saves a matrix. This
+module imports Numba; import it inside functions only.
 """
 
 import numpy as np
@@ -33,7 +33,7 @@ class CompiledEngine:
         code, s = STATIONARY_KERNELS.index(problem.name), float(problem.outputscale)
         points, targets = problem.scaled_x.contiguous().numpy(), problem.targets.numpy()
         columns, noise = np.ascontiguousarray(points.T), problem.noise.contiguous().numpy()
-        lower = torch.empty((N, N), dtype=torch.float64).numpy()
+        lower = np.empty((N, N))  # in huge pages, which torch does not ask for
         stretch = None
         with _row_splitter(N * N // 2) as split:
             pairs = (N + 1) // 2

@@ -152,7 +152,7 @@ class TensorEngine:
         if not needs.inverse and not needs.lengthscale:
             return Parts(quadratic, log_det, alpha, None, None)
         inverse = torch.cholesky_inverse(factor)
-        diagonal = inverse.diagonal().clone()
+        diagonal = inverse.diagonal().clone() if needs.inverse else None
         if not needs.lengthscale:
             return Parts(quadratic, log_det, alpha, diagonal, None)
         slopes = inverse.neg_().addr_(alpha, alpha).mul_(stationary_slope(name, r2).mul_(0.5 * s))

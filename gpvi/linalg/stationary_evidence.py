@@ -36,8 +36,8 @@ def stationary_log_evidence(
         K_{nm} = s\, k\bigl(\sum_d (x_{nd} - x_{md})^2 / \ell_d^2\bigr)
 
     The same number as :func:`gaussian_log_evidence`. When a gradient is wanted it is computed
-    together with the value, at three times the cost of the value; on a CPU with one triangle of an
-    ``[N, N]`` matrix as memory. The computation is in float64 for any dtype. Differentiable once.
+    together with the value, at three times the cost of the value; memory is one ``[N, N]`` matrix on
+    a CPU, a few elsewhere. The computation is in float64 for any dtype. Differentiable once.
 
     Parameters
     ----------

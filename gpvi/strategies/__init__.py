@@ -5,7 +5,23 @@ A GPyTorch user keeps model, likelihood, optimiser and training loop, and swaps 
 """
 
 from gpvi.strategies.model_process import ModelGaussianProcess
+from gpvi.strategies.natural import mixed_marginals
+from gpvi.strategies.site_parameters import (
+    NaturalSites,
+    PseudoTargets,
+    SiteParameters,
+    WhitenedMoments,
+)
 from gpvi.strategies.site_strategy import SiteStrategy
 from gpvi.strategies.tighter_elbo import TighterVariationalELBO
 
-__all__ = ["ModelGaussianProcess", "SiteStrategy", "TighterVariationalELBO"]
+__all__ = [
+    "ModelGaussianProcess",
+    "NaturalSites",
+    "PseudoTargets",
+    "SiteParameters",
+    "SiteStrategy",
+    "TighterVariationalELBO",
+    "WhitenedMoments",
+    "mixed_marginals",
+]

@@ -66,6 +66,7 @@ class ModelGaussianProcess:
     @property
     def batch_shape(self) -> torch.Size:
         """Batch shape of what ``forward`` returns for unbatched inputs."""
+        self._check_modules()
         with torch.no_grad():
             return self._distribution(self.rows[:1]).batch_shape
 
@@ -168,9 +169,8 @@ class ModelGaussianProcess:
         ModelGaussianProcess
             Of a structural copy of the model, without its variational strategy.
         """
+        self._check_modules()
         share_buffers = self.model.training
-        if share_buffers:
-            _refuse_batch_dependence(self.model)
 
         def transform(value: Tensor) -> Tensor:
             is_buffer = not isinstance(value, torch.nn.Parameter)
@@ -192,6 +192,16 @@ class ModelGaussianProcess:
             # loaded into a copy.
             module._load_state_dict_pre_hooks = OrderedDict()
         return copy
+
+    def _check_modules(self) -> None:
+        """Refuse features that are no function of the row."""
+        for name, module in self.model.named_modules():
+            if isinstance(module, _NOT_ROW_WISE) and module.training:
+                raise UnsupportedError(
+                    f"The module {name!r} ({type(module).__name__}) makes the features of one row "
+                    "depend on other rows or on chance, so that inducing points and data would see "
+                    "different kernels. Use LayerNorm, or put that module into eval mode."
+                )
 
     def _copy(self, transform: Callable[[Tensor], Tensor]) -> Self:
         return type(self)(copy_module(_without_strategies(self.model), transform), self.rows)
@@ -224,13 +234,3 @@ def _without_strategies(model: gpytorch.models.ApproximateGP) -> gpytorch.models
     }
     shell.__dict__.update(model.__dict__, _modules=children)
     return shell
-
-
-def _refuse_batch_dependence(model: torch.nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, _NOT_ROW_WISE) and module.training:
-            raise UnsupportedError(
-                f"The module {name!r} ({type(module).__name__}) makes the features of one row depend "
-                "on other rows or on chance, so that inducing points and data would see different "
-                "kernels. Use LayerNorm, or put that module into eval mode."
-            )

@@ -251,7 +251,23 @@ class PseudoTargets(SiteParameters):
 
 
 def as_rows(inputs: Tensor | None) -> Tensor | None:
-    """Own copy of training inputs [N, D] or [N], with a column dim; None stays None."""
+    """Own copy of training inputs, with a column dim.
+
+    Parameters
+    ----------
+    inputs : Tensor, shape [*g, N, D] or [N], or None
+        What the user passed.
+
+    Returns
+    -------
+    Tensor, shape [*g, N, D], or None
+        None if None was passed.
+
+    Raises
+    ------
+    InputError
+        If they are not floating-point numbers.
+    """
     if inputs is None:
         return None
     if not inputs.is_floating_point() or inputs.dim() < 1:
@@ -296,7 +312,22 @@ def new_site_parameters(
 
 
 def check_batch_shape(found: torch.Size, expected: torch.Size, name: str) -> None:
-    """Refuse sites whose batch shape does not cover that of the prior."""
+    """Refuse sites whose batch shape does not cover that of what they act on.
+
+    Parameters
+    ----------
+    found : torch.Size
+        Batch shape of the prior or of the basis inputs.
+    expected : torch.Size
+        Batch shape of the sites.
+    name : str
+        What has the shape ``found``.
+
+    Raises
+    ------
+    InputError
+        If ``found`` does not broadcast to ``expected``.
+    """
     try:
         fits = torch.broadcast_shapes(found, expected) == expected
     except RuntimeError:

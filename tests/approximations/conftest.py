@@ -1,4 +1,4 @@
-"""The problems of the conformance suite as the fixture `problem`, its helpers as `suite`."""
+"""The problems of the conformance suite as arguments of tests, its helpers as `suite`."""
 
 import importlib.util
 import sys
@@ -21,7 +21,17 @@ def suite() -> ModuleType:
     return _SUITE
 
 
+# Which problems a test runs over, by the name of the argument that asks for them.
+_SELECTIONS = {
+    "problem": lambda problem: True,
+    "grouped_problem": lambda problem: problem.groups is not None,
+    "ungrouped_problem": lambda problem: problem.groups is None,
+    "latent_problem": lambda problem: len(problem.gp.batch_shape) > 0,
+}
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for `problem` over every approximation and variant."""
-    if "problem" in metafunc.fixturenames:
-        metafunc.parametrize("problem", _SUITE.CASES.values(), ids=_SUITE.CASES.keys())
+    """Run a test over every approximation and variant that its arguments name."""
+    for name in _SELECTIONS.keys() & set(metafunc.fixturenames):
+        chosen = {key: case for key, case in _SUITE.CASES.items() if _SELECTIONS[name](case)}
+        metafunc.parametrize(name, chosen.values(), ids=chosen.keys())

@@ -153,20 +153,18 @@ def test_log_ratio_averages_to_minus_the_kl(problem):
     assert_mean_is(-posterior.log_ratio(draw), posterior.kl())
 
 
-def test_log_ratio_is_prior_density_over_posterior_density(problem):
+def test_log_ratio_is_prior_density_over_posterior_density(ungrouped_problem):
     """Against the density of a dense Gaussian at the inputs of the basis."""
-    posterior = problem.posterior()
-    if problem.groups is not None:
-        pytest.skip("groups are compared with separate fits below")
-    z = problem.entry.basis_inputs(problem.approximation, problem.x)
-    if problem.variant == "batch" and z is not problem.x:
+    posterior = ungrouped_problem.posterior()
+    z = ungrouped_problem.entry.basis_inputs(ungrouped_problem.approximation, ungrouped_problem.x)
+    if ungrouped_problem.variant == "batch" and z is not ungrouped_problem.x:
         z = z.expand(3, *([1] * (3 - z.dim())), *z.shape)
     q = posterior.predict(z, joint=True)
-    p = problem.approximation.prior(problem.gp, z)
+    p = ungrouped_problem.approximation.prior(ungrouped_problem.gp, z)
     draw = posterior.rsample((3,), generator=seeded())
     log_q = torch.distributions.MultivariateNormal(q.mean, q.covariance_matrix).log_prob(draw.basis)
-    zero = Sites.zeros(problem.sites.lam1.shape)
-    prior_there = problem.prior().condition(zero).predict(z, joint=True)
+    zero = Sites.zeros(ungrouped_problem.sites.lam1.shape)
+    prior_there = ungrouped_problem.prior().condition(zero).predict(z, joint=True)
     log_p = torch.distributions.MultivariateNormal(p.mean, prior_there.covariance_matrix).log_prob(
         draw.basis
     )
@@ -209,6 +207,11 @@ def test_joint_predictions(problem, suite):
     close(joint.variance, moments.variance)
     close(joint.covariance_matrix, suite.Reference(problem).predict(x)[1])
     assert bool((torch.linalg.eigvalsh(joint.covariance_matrix) > -1e-10).all())
+    # Rows so close, or equal, that the covariance is singular in floating point.
+    again = torch.cat([x, x, x + 1e-9], -2)
+    joint, moments = posterior.predict(again, joint=True), posterior.predict(again)
+    close(joint.variance, moments.variance)
+    assert joint.mean.shape == moments.mean.shape == joint.variance.shape
 
 
 def assert_moments(samples: Tensor, mean: Tensor, covariance: Tensor) -> None:
@@ -341,13 +344,11 @@ def test_order_of_rows_does_not_matter(problem):
     close(shuffled.predict(x, groups=groups).mean, whole.predict(x, groups=groups).mean)
 
 
-def test_flat_groups_equal_separate_fits(problem):
-    if problem.groups is None:
-        pytest.skip("no groups")
-    posterior = problem.posterior()
+def test_flat_groups_equal_separate_fits(grouped_problem):
+    posterior = grouped_problem.posterior()
     draw = posterior.rsample((3,), generator=seeded())
-    assert draw.values.shape == (3, *problem.sites.lam1.shape)
-    for g, (rows, block) in enumerate(problem.blocks()):
+    assert draw.values.shape == (3, *grouped_problem.sites.lam1.shape)
+    for g, (rows, block) in enumerate(grouped_problem.blocks()):
         alone = block.posterior()
         close(posterior.log_partition[g], alone.log_partition)
         close(posterior.kl()[g], alone.kl())
@@ -355,7 +356,7 @@ def test_flat_groups_equal_separate_fits(problem):
         close(posterior.prior.mean[..., rows], alone.prior.mean)
         # The padded part of a basis of rows is no part of the group's density.
         basis = draw.basis[:, g]
-        if not problem.entry.finite_basis:
+        if not grouped_problem.entry.finite_basis:
             basis = basis[..., : len(rows)]
             close(basis, draw.values[..., rows])
         close(posterior.prior.log_prob(draw.basis)[:, g], alone.prior.log_prob(basis), atol=1e-7)
@@ -364,48 +365,49 @@ def test_flat_groups_equal_separate_fits(problem):
         close(white, alone.prior.whiten(basis), atol=1e-7, rtol=1e-7)
 
 
-def test_flat_groups_equal_a_padded_batch(problem):
-    if problem.groups is None:
-        pytest.skip("no groups")
-    index = problem.plan.groups
+def test_flat_groups_equal_a_padded_batch(grouped_problem):
+    index = grouped_problem.plan.groups
     padded = replace(
-        problem,
+        grouped_problem,
         groups=None,
-        x=index.pad_inputs(problem.x, len(problem.gp.batch_shape)),
-        sites=Sites(index.pad_rows(problem.sites.lam1), index.pad_rows(problem.sites.lam2)),
+        x=index.pad_inputs(grouped_problem.x, len(grouped_problem.gp.batch_shape)),
+        sites=Sites(
+            index.pad_rows(grouped_problem.sites.lam1), index.pad_rows(grouped_problem.sites.lam2)
+        ),
     )
-    flat, batch = problem.posterior(), padded.posterior()
+    flat, batch = grouped_problem.posterior(), padded.posterior()
     close(flat.log_partition, batch.log_partition)
     close(flat.kl(), batch.kl())
     close(flat.marginals().variance, index.flatten(batch.marginals().variance))
-    close(flat.sum_rows(problem.sites.lam1), padded.sites.lam1.sum(-1))
+    close(flat.sum_rows(grouped_problem.sites.lam1), padded.sites.lam1.sum(-1))
 
 
-def test_batch_of_kernels_equals_separate_kernels(problem, suite):
-    if problem.gp.batch_shape == ():
-        pytest.skip("one kernel")
-    whole = problem.posterior()
+def test_batch_of_kernels_equals_separate_kernels(latent_problem, suite):
+    whole = latent_problem.posterior()
     for latent in range(suite.NUM_LATENTS):
-        gp = suite.make_process(problem.entry, torch.Size())
+        gp = suite.make_process(latent_problem.entry, torch.Size())
         gp.load_state_dict(
             {
                 name: value[latent].reshape(gp.state_dict()[name].shape)
-                for name, value in problem.gp.state_dict().items()
+                for name, value in latent_problem.gp.state_dict().items()
                 if name in gp.state_dict() and value.dim()
             },
             strict=False,
         )
-        approximation = problem.entry.build(torch.float64)
+        approximation = latent_problem.entry.build(torch.float64)
         z = getattr(approximation, "inducing_points", None)
         if z is not None and z.dim() == 3:
             approximation = type(approximation)(inducing_points=z[latent])
         alone = replace(
-            problem,
+            latent_problem,
             gp=gp,
             approximation=approximation,
-            x=problem.x.squeeze(-3) if problem.variant == "batch" else problem.x,
+            x=latent_problem.x.squeeze(-3)
+            if latent_problem.variant == "batch"
+            else latent_problem.x,
             sites=Sites(
-                problem.sites.lam1.select(-2, latent), problem.sites.lam2.select(-2, latent)
+                latent_problem.sites.lam1.select(-2, latent),
+                latent_problem.sites.lam2.select(-2, latent),
             ),
         ).posterior()
         close(whole.log_partition[..., latent], alone.log_partition)

@@ -239,6 +239,46 @@ def test_leaves_everything_but_the_sites_alone(sparse_model: Callable, rows: obj
     assert all(p.grad is None for p in likelihood.parameters())
 
 
+def test_shares_its_prior_with_the_next_call(
+    sparse_model: Callable, rows: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, and only while nothing has changed."""
+    model, likelihood = sparse_model(site_parameters="natural"), GaussianLikelihood(noise=0.1)
+    strategy, built = model.variational_strategy, []
+    original = InducingPoints.prior
+
+    def spy(self: InducingPoints, *arguments: object, **options: object) -> object:
+        built.append(1)
+        return original(self, *arguments, **options)
+
+    def step() -> None:
+        strategy.natural_step(likelihood, rows.x, rows.y, step_size=0.5)
+
+    def gradient() -> list[Tensor]:
+        model.zero_grad()
+        model(rows.x).mean.square().sum().backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    monkeypatch.setattr(InducingPoints, "prior", spy)
+    step()
+    first = gradient()
+    assert len(built) == 1
+    torch.testing.assert_close(gradient(), first)  # a graph of its own
+    assert len(built) == 2
+    step(), step()
+    assert len(built) == 3
+    model.covar_module.base_kernel.lengthscale = 0.2
+    moved = gradient()
+    assert len(built) == 4
+    torch.testing.assert_close(gradient(), moved, rtol=0, atol=0)
+    with torch.no_grad():
+        step()
+    assert all(bool(g.any()) for g in gradient())
+    step()
+    model(rows.x[:5])
+    assert len(built) == 9
+
+
 def test_accepts_inputs_without_a_column_dim(sparse_model: Callable, rows: object) -> None:
     flat, column = (sparse_model(site_parameters="natural") for _ in range(2))
     likelihood = GaussianLikelihood()
