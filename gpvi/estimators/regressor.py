@@ -168,6 +168,7 @@ class GPRegressor(RegressorMixin, BaseEstimator):
         inputs, targets = self._tensor(x_map(X)), self._tensor(y_map(y))
         gp = GaussianProcess(self._build_kernel(X.shape[1]), self._build_mean())
         likelihood = self._build_likelihood()
+        self._check_targets(likelihood, y, targets)
         gp.to(self.device, self._dtype())
         likelihood.to(self.device, self._dtype())
         approximation = self._build_approximation(len(y))
@@ -220,6 +221,19 @@ class GPRegressor(RegressorMixin, BaseEstimator):
         if not return_std:
             return mean
         return mean, torch.cat(variances).double().cpu().numpy() ** 0.5 * scale
+
+    def _check_targets(
+        self, likelihood: gpytorch.likelihoods.Likelihood, y: np.ndarray, targets: Tensor
+    ) -> None:
+        model = as_likelihood(likelihood)
+        model.check_targets(torch.tensor(y))
+        try:
+            model.check_targets(targets)
+        except InputError as error:
+            raise InputError(
+                f"{type(likelihood).__name__} and standardize=True: standardised targets are not of its "
+                f"kind ({error}) Pass standardize=False."
+            ) from error
 
     def _standardizers(self, X: np.ndarray, y: np.ndarray) -> tuple[Standardizer, Standardizer]:
         if not self.standardize:

@@ -7,7 +7,7 @@ from gpvi.inference.fit import WarmStart, fit
 from gpvi.inference.full_batch import Ascent, maximize
 from gpvi.inference.initialization import initialize_hyperparameters, median_lengthscales
 from gpvi.inference.minibatch import Minibatcher
-from gpvi.inference.objectives import elbo, optimal_log_v, tighter_elbo
+from gpvi.inference.objectives import elbo, optimal_log_v, tighter_data_term, tighter_elbo
 from gpvi.inference.parameters import ParameterVector, log_prior
 from gpvi.inference.problem import OBJECTIVES, FitProblem
 from gpvi.inference.records import Callback, FitRecord, FitResult, ProgressBar
@@ -38,5 +38,6 @@ __all__ = [
     "median_lengthscales",
     "optimal_log_v",
     "save_state",
+    "tighter_data_term",
     "tighter_elbo",
 ]

@@ -32,7 +32,7 @@ class WarmStart:
     Parameters
     ----------
     num_rows : int
-        Rows of the subset; sets of less than twice as many rows are not warm-started.
+        Rows of the subset; sets of less than twice as many targets are not warm-started.
     num_inducing : int
         Fixed inducing rows on the subset.
     max_evaluations : int
@@ -155,6 +155,7 @@ def fit(
     model.check_targets(y, **rows, **({} if weights is None else {"weights": weights}))
     plan = approximation.plan(x, groups)
     problem = FitProblem(gp, approximation, model, x, y, plan, objective, weights, dict(rows))
+    _check_problem(problem)
     if batch_size is not None:
         _check_minibatch(problem, batch_size, learning_rate, natural_step_size)
     settings: dict[str, object] = {
@@ -251,11 +252,13 @@ def _warm_start(problem: FitProblem, options: WarmStart | None, run: _Run) -> As
         or problem.plan.groups is not None
         or problem.x.dim() > 2
         or not problem.approximation.subset_warm_start
-        or problem.num_rows < 2 * options.num_rows
+        or len(problem.observed) < 2 * options.num_rows
     ):
         return None
-    chosen = torch.randperm(problem.num_rows, generator=run.generator)[: options.num_rows]
-    points = problem.x[chosen[: options.num_inducing].to(problem.x.device)]
+    observed = problem.observed
+    order = torch.randperm(len(observed), generator=run.generator)[: options.num_rows]
+    chosen = observed[order.to(observed.device)]
+    points = problem.x[chosen[: options.num_inducing]]
     return maximize(
         problem.take(chosen, InducingPoints(inducing_points=points, learn=False)),
         stage="warm start",
@@ -267,6 +270,19 @@ def _warm_start(problem: FitProblem, options: WarmStart | None, run: _Run) -> As
         log=run.log(".warm-start"),
         started=run.started,
     )
+
+
+def _check_problem(problem: FitProblem) -> None:
+    if not len(problem.observed):
+        raise InputError(f"y holds no target at all: its {problem.num_rows} rows are NaN.")
+    with torch.no_grad():
+        row = problem.x[..., :1, :]
+        moments = problem.gp.mean(row) + problem.gp.variance(row)
+    if moments.dtype != problem.x.dtype:
+        raise InputError(
+            f"x is {problem.x.dtype} and the process computes in {moments.dtype}; convert one of them "
+            "(gp.to(x))."
+        )
 
 
 def _check_minibatch(

@@ -64,7 +64,9 @@ class Minibatcher:
     callbacks : sequence of callable
         Called with every record.
     checkpoint : str, optional
-        File for the state, written every ``checkpoint_every`` steps.
+        File for the state.
+    checkpoint_every : int
+        Steps between two writes of it.
     digest : str
         Fingerprint of data and settings.
     started : float
@@ -94,7 +96,8 @@ class Minibatcher:
         self.order = torch.empty(0, dtype=torch.int64)
         self.position = 0
         self.parameters = ParameterVector(self.problem.modules).parameters
-        self.optimizer = torch.optim.Adam(self.parameters, lr=self.learning_rate)
+        # As a group, because Adam refuses an empty list.
+        self.optimizer = torch.optim.Adam([{"params": self.parameters}], lr=self.learning_rate)
         self.estimates: list[float] = []
         self.stopped = False
         # Where the objective was last evaluated without trouble.

@@ -23,7 +23,7 @@ from gpvi.exceptions import InputError
 from gpvi.inference.data_term import data_term
 from gpvi.likelihoods import Likelihood, as_likelihood
 
-__all__ = ["elbo", "optimal_log_v", "tighter_elbo"]
+__all__ = ["elbo", "optimal_log_v", "tighter_data_term", "tighter_elbo"]
 
 # Root finding for log v: bracket, iterations and tolerance.
 _LOG_V_RANGE = (-30.0, 10.0)
@@ -146,14 +146,7 @@ def tighter_elbo(
     """
     marginals = posterior.marginals()
     model = as_likelihood(likelihood)
-    if marginals.residual is None:
-        term = data_term(model, y, marginals, weights=weights, **rows)
-        return _assemble(posterior, model, term, num_data)
-    noise = model.gaussian_noise(y, **rows)
-    if noise is not None and log_v is None:
-        term = _gaussian_term(model, y, marginals, noise, weights, rows)
-        return _assemble(posterior, model, term, num_data)
-    if log_v is None:
+    if log_v is None and _needs_scale(model, y, marginals, rows):
         if num_data is not None and num_data != y.shape[-1]:
             raise InputError(
                 f"tighter_elbo of {y.shape[-1]} rows out of {num_data} with "
@@ -161,9 +154,63 @@ def tighter_elbo(
                 "batches)."
             )
         log_v = optimal_log_v(model, y, marginals, weights=weights, **rows)
+    term, cost = tighter_data_term(model, y, marginals, weights=weights, log_v=log_v, **rows)
+    return _assemble(posterior, model, term, num_data, cost)
+
+
+def tighter_data_term(
+    likelihood: GPyTorchLikelihood,
+    y: Tensor,
+    marginals: Marginals,
+    *,
+    weights: Tensor | None = None,
+    log_v: Tensor | None = None,
+    **rows: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    r"""Row terms of the tightened bound: expected log likelihood, and what the shrinking costs.
+
+    Parameters
+    ----------
+    likelihood : gpytorch or gpvi likelihood
+        Any.
+    y : Tensor, shape [N] or [*b, N]
+        Targets; NaN means not observed.
+    marginals : Marginals, shape [*b, N]
+        Moments of q(f).
+    weights : Tensor, shape [N], optional
+        Row weights.
+    log_v : Tensor, shape broadcastable to [*b], optional
+        Log residual scale. If left out, the optimum of every row for a Gaussian likelihood, and no
+        shrinking for any other.
+    **rows : Tensor, shape [N]
+        Per-row extras of the likelihood.
+
+    Returns
+    -------
+    term : Tensor, shape [*b, N]
+        Without the latent dim for likelihoods of several latents.
+    cost : Tensor, shape [*b, N], or None
+        To be subtracted; with the latent dim. None where there is no residual.
+    """
+    model = as_likelihood(likelihood)
+    residual = marginals.residual
+    if residual is None:
+        return data_term(model, y, marginals, weights=weights, **rows), None
+    counts = _counts(model, y, weights)
+    noise = None if log_v is not None else model.gaussian_noise(y, **rows)
+    if noise is not None:
+        explained = Marginals(marginals.mean, marginals.explained)
+        # Extras of rows that do not count may be NaN, which a product with zero would pass on.
+        ratio = residual / torch.where(counts > 0, noise, 1.0)
+        if weights is not None:
+            ratio = ratio * torch.where(counts > 0, weights, 0.0)
+        cost = 0.5 * counts * torch.log1p(ratio)
+        return data_term(model, y, explained, weights=weights, **rows), cost
+    if log_v is None:
+        log_v = torch.zeros_like(marginals.mean[..., 0])
     term = data_term(model, y, marginals, weights=weights, log_v=log_v, **rows)
-    penalty = 0.5 * (log_v.exp() - log_v - 1.0).unsqueeze(-1).expand_as(marginals.mean)
-    return _assemble(posterior, model, term, num_data, _counts(model, y, weights) * penalty)
+    cost = 0.5 * (log_v.exp() - log_v - 1.0).unsqueeze(-1).expand_as(marginals.mean)
+    return term, counts * cost
 
 
 def optimal_log_v(
@@ -230,6 +277,7 @@ def _root(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
     low, high = (torch.full_like(start, end) for end in _LOG_V_RANGE)
     point, value = start, function(start.clone())
     step = -value
+    tolerance = max(_SCALE_TOLERANCE, 16.0 * torch.finfo(start.dtype).eps)
     for iteration in range(_SCALE_ITERATIONS):
         low, high = torch.where(value < 0, point, low), torch.where(value > 0, point, high)
         trial = point + step
@@ -237,7 +285,7 @@ def _root(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
         bisect = ~inside | (iteration % _BISECT_EVERY == _BISECT_EVERY - 1)
         trial = torch.where(bisect, 0.5 * (low + high), trial)
         trial = torch.where(value == 0, point, trial)
-        if bool((trial - point).abs().max() < _SCALE_TOLERANCE):
+        if bool((trial - point).abs().max() < tolerance):
             return trial
         new = function(trial.clone())
         gap = new - value
@@ -247,23 +295,10 @@ def _root(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
     return point
 
 
-def _gaussian_term(
-    likelihood: Likelihood,
-    y: Tensor,
-    marginals: Marginals,
-    noise: Tensor,
-    weights: Tensor | None,
-    rows: dict[str, Tensor],
-) -> Tensor:
-    explained_only = Marginals(marginals.mean, marginals.explained)
-    term = data_term(likelihood, y, explained_only, weights=weights, **rows)
-    assert marginals.residual is not None
-    counts = _counts(likelihood, y, weights)
-    # Extras of rows that do not count may be NaN, which a product with zero would pass on.
-    ratio = marginals.residual / torch.where(counts > 0, noise, 1.0)
-    if weights is not None:
-        ratio = ratio * torch.where(counts > 0, weights, 0.0)
-    return term - 0.5 * counts * torch.log1p(ratio)
+def _needs_scale(
+    likelihood: Likelihood, y: Tensor, marginals: Marginals, rows: dict[str, Tensor]
+) -> bool:
+    return marginals.residual is not None and likelihood.gaussian_noise(y, **rows) is None
 
 
 def _counts(likelihood: Likelihood, y: Tensor, weights: Tensor | None) -> Tensor:
@@ -279,9 +314,9 @@ def _assemble(
     likelihood: Likelihood,
     term: Tensor,
     num_data: int | None,
-    penalty: Tensor | None = None,
+    row_cost: Tensor | None = None,
 ) -> Tensor:
-    """Data term minus penalty, summed and scaled, minus the KL."""
+    """Data term minus its cost, summed and scaled, minus the KL."""
     size = term.shape[-1]
     if num_data is not None and num_data != size and posterior.sites.on == "data":
         raise InputError(
@@ -292,8 +327,8 @@ def _assemble(
     scale = 1.0 if num_data is None else num_data / size
     total = posterior.sum_rows(term)
     cost = posterior.kl()
-    if penalty is not None:
-        cost = cost + scale * posterior.sum_rows(penalty)
+    if row_cost is not None:
+        cost = cost + scale * posterior.sum_rows(row_cost)
     if likelihood.num_latents > 1:
         cost = cost.sum(-1)
     if total.shape != cost.shape:

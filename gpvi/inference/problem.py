@@ -59,8 +59,8 @@ class FitProblem:
     Raises
     ------
     InputError
-        For an unknown objective, inputs that are not finite or not of the dtype of the process, and
-        targets or extras that do not fit ``x``.
+        For an unknown objective, inputs that are not finite, and targets or extras that do not fit
+        ``x``.
     """
 
     gp: GaussianProcess
@@ -84,14 +84,6 @@ class FitProblem:
                 f"x holds {int((~torch.isfinite(self.x)).sum())} values that are NaN or infinite; "
                 "drop these rows or impute them (only y may have NaN)."
             )
-        with torch.no_grad():
-            row = self.x[..., :1, :]
-            moments = self.gp.mean(row) + self.gp.variance(row)
-        if moments.dtype != self.x.dtype:
-            raise InputError(
-                f"x is {self.x.dtype} and the process computes in {moments.dtype}; convert one of them "
-                "(gp.to(x))."
-            )
         # Extras get one entry per row, and none that is NaN where no target was observed.
         given = {**self.rows, "weights": self.weights}
         _, _, extras = self.likelihood._prepare(self.y, self.x, self.num_rows, given)
@@ -102,6 +94,12 @@ class FitProblem:
     def num_rows(self) -> int:
         """Number of data rows N."""
         return self.x.shape[-2]
+
+    @property
+    def observed(self) -> Tensor:
+        """Numbers of the rows with a target (in some batch entry)."""
+        seen = ~self.likelihood._missing(self.y)
+        return seen.reshape(-1, self.num_rows).any(0).nonzero().squeeze(-1)
 
     @property
     def tighter(self) -> bool:

@@ -90,13 +90,11 @@ class Gradient(NamedTuple):
 
 def evaluate(engine: Engine, arguments: Arguments, needs: Needs) -> tuple[Tensor, Gradient | None]:
     """Log evidence in nats, float64, and, if needed, its gradient in the dtype of the arguments."""
-    name, x, targets, ell, s, noise = (
-        a.double() if isinstance(a, Tensor) else a for a in arguments
-    )
+    x, targets, ell, s, noise = (tensor.double() for tensor in arguments[1:])
     N = x.shape[0]
     # The kernel is blind to a shift; a common centre keeps differences and moments accurate.
     scaled = (x - x.mean(0)) / ell
-    problem = Problem(name, scaled, targets, s, noise.expand(N))
+    problem = Problem(arguments.name, scaled, targets, s, noise.expand(N))
     parts = engine.parts(problem, needs)
     value = -0.5 * (parts.quadratic + parts.log_det + N * math.log(2.0 * math.pi))
     if not needs.any:
@@ -109,8 +107,9 @@ def evaluate(engine: Engine, arguments: Arguments, needs: Needs) -> tuple[Tensor
     if parts.stretch is not None:
         d_ell = -2.0 * parts.stretch / ell
         d_ell = d_ell if ell.numel() == d_ell.numel() else d_ell.sum(0, keepdim=True)
-    gradient = (-parts.alpha, d_ell, d_s, d_noise)
-    return value, Gradient(*(None if g is None else g.to(arguments.x.dtype) for g in gradient))
+    dtype = arguments.x.dtype
+    others = (None if part is None else part.to(dtype) for part in (d_ell, d_s, d_noise))
+    return value, Gradient(-parts.alpha.to(dtype), *others)
 
 
 def refuse(problem: Problem, row: int) -> NoReturn:

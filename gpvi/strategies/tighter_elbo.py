@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gpvi.approximations import InducingPrior, Marginals
 from gpvi.exceptions import InputError, UnsupportedError
-from gpvi.inference import data_term, optimal_log_v
+from gpvi.inference import optimal_log_v, tighter_data_term
 from gpvi.likelihoods import as_likelihood
 from gpvi.strategies.distributions import FunctionPosterior
 from gpvi.strategies.model_process import ModelGaussianProcess
@@ -173,19 +173,10 @@ class TighterVariationalELBO(gpytorch.mlls.VariationalELBO):
                 "whose KLs GPyTorch's objectives do not add up. Use gpvi.inference.tighter_elbo on "
                 "strategy.posterior(x), or a multitask wrapper with VariationalELBO."
             )
-        if marginals.residual is None:
-            return data_term(likelihood, target, marginals, **rows).sum(-1)
-        observed = (~torch.isnan(target)).to(marginals.mean.dtype)
         noise = likelihood.gaussian_noise(target, **rows)
-        if noise is not None:
-            explained = Marginals(marginals.mean, marginals.explained)
-            ratio = marginals.residual * rows.get("weights", 1.0) / noise
-            cost = 0.5 * observed * torch.log1p(ratio)
-            return (data_term(likelihood, target, explained, **rows) - cost).sum(-1)
-        log_v = self.log_v.to(marginals.mean)
-        term = data_term(likelihood, target, marginals, log_v=log_v, **rows)
-        cost = observed * (0.5 * (log_v.exp() - log_v - 1.0)).unsqueeze(-1)
-        return (term - cost).sum(-1)
+        log_v = self.log_v.to(marginals.mean) if noise is None else None
+        term, cost = tighter_data_term(likelihood, target, marginals, log_v=log_v, **rows)
+        return (term if cost is None else term - cost).sum(-1)
 
     def _marginals(self, output: MultivariateNormal, inputs: Tensor | None) -> Marginals:
         """Explained and residual variance of the model's output."""

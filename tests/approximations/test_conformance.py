@@ -541,6 +541,28 @@ def test_single_precision(problem):
     assert all(bool(value.isfinite().all()) for value in predictions(small, small.posterior())[6:])
 
 
+def test_new_tensors_follow_the_device_of_the_data(problem):
+    """With another default device, whatever is created without naming one meets tensors of data."""
+    expected = predictions(problem, problem.posterior())
+    x, groups = problem.new_inputs()
+    with torch.device("meta"):
+        posterior = problem.posterior()
+        actual = [posterior.log_partition, posterior.kl(), *vars(posterior.marginals()).values()]
+        moments = posterior.predict(x, groups=groups)
+        draw = posterior.rsample((2,), generator=seeded())
+        actual += [moments.mean, draw.values, posterior.log_ratio(draw)]
+        actual += [posterior.prior.whiten(draw.basis), posterior.prior.log_prob(draw.basis)]
+        if groups is None:
+            actual.append(posterior.predict(x, joint=True).covariance_matrix)
+        if problem.entry.finite_basis:
+            actual.append(posterior.prior.tie(problem.sites).lam2)
+        if problem.entry.samples_anywhere and groups is None:
+            actual.append(posterior.rsample((2,), x).values)
+    assert all(value.device.type == "cpu" for value in actual if value is not None)
+    close(actual[0], expected[0])
+    close(draw.values, expected[6])
+
+
 def test_detached_posteriors_are_copied_and_pickled(problem):
     posterior = problem.posterior()
     expected = [value.detach() for value in predictions(problem, posterior)]

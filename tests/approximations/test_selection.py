@@ -88,3 +88,11 @@ def test_impossible_requests():
         select_inducing_points(process(), uniform(9, 1), 3, "first")
     with pytest.raises(InputError, match="num_inducing is 0"):
         select_inducing_points(process(), uniform(9, 1), 0)
+
+
+@pytest.mark.parametrize("method", SELECTION_METHODS)
+def test_new_tensors_follow_the_device_of_the_data(method):
+    """With another default device, whatever is created without naming one meets tensors of data."""
+    gp, x = process(lengthscale=100.0), uniform(50, 1)
+    with torch.device("meta"):
+        assert select_inducing_points(gp, x, 20, method, seeded()).device.type == "cpu"

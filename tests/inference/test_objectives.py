@@ -500,3 +500,18 @@ def test_single_precision(objective):
             )
             value = objective(posterior, likelihood, y)
             assert value.dtype == torch.float32 and bool(value.isfinite())
+
+
+def test_new_tensors_follow_the_device_of_the_data():
+    """With another default device, whatever is created without naming one meets tensors of data."""
+    x, y = uniform(5, 1, seed=1), normal(5, seed=2).abs().round()
+    likelihoods = [GaussianLikelihood(), PoissonLikelihood(), BernoulliLikelihood()]
+    for likelihood in likelihoods:
+        posterior = inducing(3).prior(process(), x).condition(Sites(y, torch.ones(5).double()))
+        targets = y.clamp_max(1.0)
+        with torch.device("meta"):
+            for objective in (elbo, tighter_elbo):
+                value = objective(posterior, likelihood, targets, weights=y)
+                assert value.device.type == "cpu"
+            term = functools.partial(data_term, likelihood, targets)
+            assert dual(lambda q, t=term: t(q), posterior.marginals()).lam1.device.type == "cpu"
