@@ -1,9 +1,7 @@
 """The likelihood interface that every approximation in gpvi talks to.
 
-A likelihood says how one observation arises from the latent function, p(y_n | f_n), and answers
-three kinds of questions about f_n ~ N(mean, variance): the expected log likelihood that variational
-inference maximises, starting values and Gaussian structure that speed it up, and predictions of a
-new y. Missing targets (NaN) and weights are handled here, once for all likelihoods.
+It answers questions about f_n ~ N(mean, variance): expected log likelihoods, starting values,
+predictions of a new y. Missing targets (NaN) and weights are handled here, once for all.
 """
 
 from abc import abstractmethod
@@ -16,26 +14,21 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from gpvi.exceptions import InputError, UnsupportedError
-from gpvi.likelihoods.moments import (
-    aligned,
-    drop_leading_ones,
-    is_discrete,
-    latent_moments,
-    mean_and_variance,
+from gpvi.likelihoods.moments import aligned, drop_leading_ones, is_discrete, latent_moments
+from gpvi.likelihoods.predictive import invert_cdf, mixture_cdf, mixture_moments
+from gpvi.likelihoods.rows import (
+    check_row_values,
+    check_target_shape,
+    checked_levels,
+    checked_rows,
+    fill_by_mean,
+    where_missing,
 )
-from gpvi.likelihoods.predictive import invert_cdf, mixture_cdf
-from gpvi.likelihoods.rows import check_row_values, checked_rows, fill_by_mean, where_missing
-from gpvi.linalg.quadrature import (
-    QuadratureRule,
-    expectation,
-    gauss_hermite,
-    log_expectation_exp,
-)
+from gpvi.linalg.quadrature import QuadratureRule, expectation, gauss_hermite, log_expectation_exp
 
 __all__ = ["Likelihood"]
 
-# At most so many rounds of recentring for predictive log densities: enough for a likelihood a
-# thousand times narrower than the latent Gaussian, or a hundred standard deviations off.
+# Recentrings: enough for a likelihood a thousand times narrower than the latent Gaussian.
 _NUM_RECENTRINGS = 12
 
 
@@ -66,6 +59,8 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         Names of the row extras that this likelihood accepts.
     is_log_concave : bool
         Whether log p(y | f) is concave in f for every y.
+    target_dims : int
+        Dimensions of one target: 0 for a number, 1 for a vector of outputs.
 
     References
     ----------
@@ -76,8 +71,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
     num_latents: int = 1
     row_arguments: frozenset[str] = frozenset({"weights"})
     is_log_concave: bool = False
-    # Dimensions of one target: 0 for a number, 1 for a vector of outputs.
-    _target_dims: int = 0
+    target_dims: int = 0
 
     def __init__(self, num_nodes: int = 20) -> None:
         super().__init__()
@@ -123,7 +117,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
             `[..., N]`.
         """
         num_rows = function_samples.shape[-1 if self.num_latents == 1 else -2]
-        y, missing, extras = self._prepare(y, function_samples, num_rows, rows)
+        y, missing, extras = self.prepare(y, function_samples, num_rows, rows)
         extras.pop("weights", None)
         return where_missing(missing, 0.0, self._log_prob(function_samples, y, **extras))
 
@@ -148,7 +142,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         Tensor
             `[*b, N]`.
         """
-        y, missing, extras = self._prepare(y, mean, mean.shape[-1], rows)
+        y, missing, extras = self.prepare(y, mean, mean.shape[-1], rows)
         weights = extras.pop("weights", None)
         value = self._variational_expectations(y, mean, variance, **extras)
         return where_missing(missing, 0.0, value if weights is None else weights * value)
@@ -174,10 +168,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         return self.variational_expectations(y, mean, variance, **rows)
 
     def log_marginal(self, y: Tensor, q_f: MultivariateNormal, **rows: Tensor) -> Tensor:
-        """Log predictive density as a term of GPyTorch's `PredictiveLogLikelihood`.
-
-        `predict_log_density` for the moments of `q_f`, except that a NaN target contributes 0, as
-        in every other training objective.
+        """`predict_log_density` for GPyTorch's `PredictiveLogLikelihood`; a NaN target gives 0.
 
         Parameters
         ----------
@@ -212,7 +203,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
             `[*b, N]`; None where the likelihood has no good guess.
         """
         y = y if y.is_floating_point() else y.double()
-        y, missing, extras = self._prepare(y, y, y.shape[-1 - self._target_dims], rows)
+        y, missing, extras = self.prepare(y, y, y.shape[-1 - self.target_dims], rows)
         extras.pop("weights", None)
         latent = self._initial_latent(y, ~missing, **extras)
         return None if latent is None else fill_by_mean(latent, ~missing)
@@ -233,8 +224,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
             Broadcasts to the shape of y, differentiable in parameters; None if not Gaussian.
         """
         y = y if y.is_floating_point() else y.double()
-        extras = self._extras(rows, y, y.shape[-1 - self._target_dims])
-        extras.pop("weights", None)
+        extras = self._unweighted(rows, y, y.shape[-1 - self.target_dims])
         return self._gaussian_noise(y, **extras)
 
     def check_targets(self, y: Tensor, **rows: Tensor) -> None:
@@ -252,10 +242,9 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         InputError
             Names the first offending value.
         """
-        like = y.to(torch.float64)
-        name = type(self).__name__
-        missing = self._missing(like)
-        extras = self._extras(rows, like, like.shape[-1 - self._target_dims])
+        like, name = y.to(torch.float64), type(self).__name__
+        missing = self.missing(like)
+        extras = self._extras(rows, like, like.shape[-1 - self.target_dims])
         check_row_values(extras, ~missing, name)
         if bool(like.isinf().any()):
             raise InputError(f"{name} got an infinite target. Use NaN for rows without a target.")
@@ -278,8 +267,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         mean, variance : Tensor
             `[*b, N]`.
         """
-        extras = self._extras(rows, mean, mean.shape[-1])
-        extras.pop("weights", None)
+        extras = self._unweighted(rows, mean, mean.shape[-1])
         return self._predict_mean_var(mean, variance, **extras)
 
     def predict_quantiles(
@@ -309,18 +297,10 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
             If there are several latents, or the distribution function is not known.
         """
         if self.num_latents > 1:
-            raise UnsupportedError(
-                f"{type(self).__name__} has {self.num_latents} latents; quantiles need one. "
-                "Use predict_mean_var instead."
-            )
-        extras = self._extras(rows, mean, mean.shape[-1])
-        extras.pop("weights", None)
-        probabilities = torch.as_tensor(levels, dtype=mean.dtype, device=mean.device)
-        if probabilities.dim() != 1 or not bool(((probabilities > 0) & (probabilities < 1)).all()):
-            raise InputError(
-                f"levels must be a list of probabilities strictly between 0 and 1, got {levels!r}."
-            )
-        return self._predict_quantiles(probabilities, mean, variance, **extras)
+            name = type(self).__name__
+            raise UnsupportedError(f"{name} has several latents: use predict_mean_var instead.")
+        extras = self._unweighted(rows, mean, mean.shape[-1])
+        return self._predict_quantiles(checked_levels(levels, mean), mean, variance, **extras)
 
     def predict_log_density(
         self, y: Tensor, mean: Tensor, variance: Tensor, **rows: Tensor
@@ -346,14 +326,18 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
     def _variational_expectations(
         self, y: Tensor, mean: Tensor, variance: Tensor, **rows: Tensor
     ) -> Tensor:
-        mean, variance, natural_dims = self._aligned(mean, variance, y, rows)
+        mean, variance, natural_dims = aligned(
+            mean, variance, [y, *rows.values()], self.parameters()
+        )
         value = expectation(lambda f: self._log_prob(f, y, **rows), mean, variance, self._rule)
         return drop_leading_ones(value, natural_dims)
 
     def _predict_log_density(
         self, y: Tensor, mean: Tensor, variance: Tensor, **rows: Tensor
     ) -> Tensor:
-        mean, variance, natural_dims = self._aligned(mean, variance, y, rows)
+        mean, variance, natural_dims = aligned(
+            mean, variance, [y, *rows.values()], self.parameters()
+        )
         value = log_expectation_exp(
             lambda f: self._log_prob(f, y, **rows), mean, variance, self._rule, _NUM_RECENTRINGS
         )
@@ -362,19 +346,11 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
     def _predict_mean_var(
         self, mean: Tensor, variance: Tensor, **rows: Tensor
     ) -> tuple[Tensor, Tensor]:
-        mean, variance, natural_dims = self._aligned(mean, variance, mean, rows)
-
-        def conditional(f: Tensor) -> tuple[Tensor, Tensor]:
-            return mean_and_variance(self.forward(f, **rows))
-
-        centre = expectation(lambda f: conditional(f)[0], mean, variance, self._rule)
-
-        def spread(f: Tensor) -> Tensor:
-            inner_mean, inner_variance = conditional(f)
-            return inner_variance + (inner_mean - centre).square()
-
-        total = expectation(spread, mean, variance, self._rule)
-        return drop_leading_ones(centre, natural_dims), drop_leading_ones(total, natural_dims)
+        mean, variance, natural_dims = aligned(
+            mean, variance, [mean, *rows.values()], self.parameters()
+        )
+        total = mixture_moments(lambda f: self.forward(f, **rows), mean, variance, self._rule)
+        return drop_leading_ones(total[0], natural_dims), drop_leading_ones(total[1], natural_dims)
 
     @torch.no_grad()
     def _predict_quantiles(
@@ -384,11 +360,11 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         rows = {name: value.double() for name, value in rows.items()}
         conditional = self.forward(mean.double(), **rows)
         shape = torch.broadcast_shapes(conditional.batch_shape, variance.shape)
-        wide_mean, wide_variance = mean.double().expand(shape), variance.double().expand(shape)
+        moments = mean.double().expand(shape), variance.double().expand(shape)
         quantiles = invert_cdf(
-            lambda value: self._predictive_cdf(value, wide_mean, wide_variance, **rows),
+            lambda value: self._predictive_cdf(value, *moments, **rows),
             levels.double().reshape(-1, *[1] * len(shape)),
-            *self._predict_mean_var(wide_mean, wide_variance, **rows),
+            *self._predict_mean_var(*moments, **rows),
             discrete=is_discrete(conditional),
         )
         return quantiles.to(mean.dtype)
@@ -412,38 +388,62 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         """Replace missing targets by possible ones, whose terms are computed and thrown away."""
         return torch.where(missing, torch.ones_like(y), y)
 
-    def _missing(self, y: Tensor) -> Tensor:
-        return y.isnan().any(-1) if self._target_dims else y.isnan()
+    def missing(self, y: Tensor) -> Tensor:
+        """Which rows have no target.
+
+        Parameters
+        ----------
+        y : Tensor
+            Targets `[*b, N]`.
+
+        Returns
+        -------
+        Tensor of bool
+            `[*b, N]`; True where y is NaN (in any output).
+        """
+        return y.isnan().any(-1) if self.target_dims else y.isnan()
 
     def _extras(self, rows: dict[str, Tensor], like: Tensor, num_rows: int) -> dict[str, Tensor]:
         return checked_rows(rows, self.row_arguments, type(self).__name__, like, num_rows)
 
-    def _prepare(
+    def _unweighted(self, rows: dict[str, Tensor], y: Tensor, num_rows: int) -> dict[str, Tensor]:
+        extras = self._extras(rows, y, num_rows)
+        return {name: value for name, value in extras.items() if name != "weights"}
+
+    def prepare(
         self, y: Tensor, like: Tensor, num_rows: int, rows: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Checked targets without NaN, the mask of missing rows, and checked extras."""
-        if y.dim() <= self._target_dims or y.shape[-1 - self._target_dims] != num_rows:
-            raise InputError(
-                f"{type(self).__name__} got targets of shape {tuple(y.shape)} for {num_rows} rows. "
-                f"Pass y with shape [*b, N{', P' if self._target_dims else ''}]; a column [N, 1] "
-                "must be flattened."
-            )
-        y = y.to(like)
+        """Check shapes and names, and replace what missing rows hold.
+
+        Parameters
+        ----------
+        y : Tensor
+            Targets `[*b, N]`.
+        like : Tensor
+            Of the dtype and device to use.
+        num_rows : int
+            N.
+        rows : dict of str to Tensor
+            Row extras; a None is left out.
+
+        Returns
+        -------
+        y, missing : Tensor
+            Targets without NaN, and where they were missing.
+        rows : dict of str to Tensor
+            Checked extras, 1 in missing rows.
+        """
+        check_target_shape(y, num_rows, self.target_dims, type(self).__name__)
+        y, missing = y.to(like), self.missing(y)
         extras = self._extras(rows, like, num_rows)
-        missing = self._missing(y)
         # Extras of missing rows may be NaN too, which would poison gradients even where masked.
         extras = {name: torch.where(missing, 1.0, extra) for name, extra in extras.items()}
         return self._fill(y, missing), missing, extras
 
-    def _aligned(
-        self, mean: Tensor, variance: Tensor, y: Tensor, rows: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor, int]:
-        return aligned(mean, variance, [y, *rows.values()], self.parameters())
-
     def _weighted_log_density(
         self, fill: float, y: Tensor, mean: Tensor, variance: Tensor, rows: dict[str, Tensor]
     ) -> Tensor:
-        y, missing, extras = self._prepare(y, mean, mean.shape[-1], rows)
+        y, missing, extras = self.prepare(y, mean, mean.shape[-1], rows)
         weights = extras.pop("weights", None)
         value = self._predict_log_density(y, mean, variance, **extras)
         return where_missing(missing, fill, value if weights is None else weights * value)

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch import distributions as td
 
 from gpvi.exceptions import NumericalError, UnsupportedError
-from gpvi.linalg.quadrature import floored_variance, uniform_rule
+from gpvi.likelihoods.moments import mean_and_variance
+from gpvi.linalg.quadrature import QuadratureRule, expectation, floored_variance, uniform_rule
 
-__all__ = ["invert_cdf", "mixture_cdf"]
+__all__ = ["invert_cdf", "mixture_cdf", "mixture_moments"]
 
 # Most numbers held at once while a mixture is evaluated.
 _BLOCK = 2_000_000
@@ -114,6 +115,37 @@ def mixture_cdf(
         inner = _conditional_cdf(conditional(f), value)
         total = total + torch.tensordot(weights, inner, dims=1)
     return total
+
+
+def mixture_moments(
+    conditional: Callable[[Tensor], td.Distribution],
+    mean: Tensor,
+    variance: Tensor,
+    rule: QuadratureRule,
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of y with f ~ N(mean, variance), by the laws of total expectation and variance.
+
+    Parameters
+    ----------
+    conditional : callable
+        p(y | f) for values of f.
+    mean, variance : Tensor
+        Moments of f, `[*b, N]`.
+    rule : QuadratureRule
+        For the expectation over f.
+
+    Returns
+    -------
+    mean, variance : Tensor
+        `[*b, N]`.
+    """
+    centre = expectation(lambda f: mean_and_variance(conditional(f))[0], mean, variance, rule)
+
+    def spread(f: Tensor) -> Tensor:
+        inner_mean, inner_variance = mean_and_variance(conditional(f))
+        return inner_variance + (inner_mean - centre).square()
+
+    return centre, expectation(spread, mean, variance, rule)
 
 
 def _continuous_quantiles(

@@ -5,14 +5,20 @@ They are checked against the names a likelihood accepts, so that a misspelt name
 an option without effect.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from gpvi.exceptions import InputError
 
-__all__ = ["check_row_values", "checked_rows", "fill_by_mean", "where_missing"]
+__all__ = [
+    "check_row_values",
+    "check_target_shape",
+    "checked_rows",
+    "fill_by_mean",
+    "where_missing",
+]
 
 _REQUIREMENTS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "weights": ("non-negative", lambda values: values >= 0),
@@ -108,6 +114,60 @@ def check_row_values(rows: Mapping[str, Tensor], observed: Tensor, owner: str) -
                 f"The row argument {name!r} of {owner} must be finite and {kind}, got {offending} "
                 f"at {int(bad.sum())} observed row(s). Correct or drop these rows."
             )
+
+
+def check_target_shape(y: Tensor, num_rows: int, target_dims: int, owner: str) -> None:
+    """Refuse targets that do not have one entry per row.
+
+    Parameters
+    ----------
+    y : Tensor
+        Targets, `[*b, N]` or `[*b, N, P]`.
+    num_rows : int
+        N.
+    target_dims : int
+        0 for numbers, 1 for vectors of P outputs.
+    owner : str
+        Name of the likelihood, for the message.
+
+    Raises
+    ------
+    InputError
+        If the rows do not match.
+    """
+    if y.dim() <= target_dims or y.shape[-1 - target_dims] != num_rows:
+        raise InputError(
+            f"{owner} got targets of shape {tuple(y.shape)} for {num_rows} rows. Pass y with shape "
+            f"[*b, N{', P' if target_dims else ''}]; a column [N, 1] must be flattened."
+        )
+
+
+def checked_levels(levels: Sequence[float] | Tensor, like: Tensor) -> Tensor:
+    """Probabilities as a tensor.
+
+    Parameters
+    ----------
+    levels : sequence of float or Tensor
+        Probabilities.
+    like : Tensor
+        Of the dtype and device to use.
+
+    Returns
+    -------
+    Tensor
+        `[Q]`.
+
+    Raises
+    ------
+    InputError
+        If one is not strictly between 0 and 1.
+    """
+    probabilities = torch.as_tensor(levels, dtype=like.dtype, device=like.device)
+    if probabilities.dim() != 1 or not bool(((probabilities > 0) & (probabilities < 1)).all()):
+        raise InputError(
+            f"levels must be a list of probabilities strictly between 0 and 1, got {levels!r}."
+        )
+    return probabilities
 
 
 def where_missing(missing: Tensor, fill: float, value: Tensor) -> Tensor:

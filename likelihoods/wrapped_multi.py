@@ -132,7 +132,7 @@ class WrappedMultitaskGaussian(Likelihood):
     """
 
     is_log_concave = True
-    _target_dims = 1
+    target_dims = 1
 
     def __init__(self, wrapped: _MultitaskGaussianLikelihoodBase) -> None:
         super().__init__()

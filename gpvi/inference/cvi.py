@@ -138,7 +138,7 @@ def cvi(
         raise InputError(f"max_steps is {max_steps}; it must be at least 1.")
     model = as_likelihood(likelihood)
     extras = rows if weights is None else {**rows, "weights": weights}
-    model._prepare(y, prior.mean, prior.mean.shape[-1], dict(extras))  # checks
+    model.prepare(y, prior.mean, prior.mean.shape[-1], dict(extras))  # checks
     problem = _Problem(prior.detach(), model, y, weights, dict(rows), min_precision, tighter)
     exact = problem.gaussian_sites()
     if exact is not None:

@@ -303,7 +303,7 @@ def _needs_scale(
 
 def _counts(likelihood: Likelihood, y: Tensor, weights: Tensor | None) -> Tensor:
     """One for rows that say something about f, zero for the others."""
-    counts = ~likelihood._missing(y)
+    counts = ~likelihood.missing(y)
     if weights is not None:
         counts = counts & (weights > 0)
     return counts.to(y.dtype if y.is_floating_point() else torch.get_default_dtype())

@@ -86,7 +86,7 @@ class FitProblem:
             )
         # Extras get one entry per row, and none that is NaN where no target was observed.
         given = {**self.rows, "weights": self.weights}
-        _, _, extras = self.likelihood._prepare(self.y, self.x, self.num_rows, given)
+        _, _, extras = self.likelihood.prepare(self.y, self.x, self.num_rows, given)
         self.y = self.y.to(self.x)
         self.weights, self.rows = extras.pop("weights", None), extras
 
@@ -98,7 +98,7 @@ class FitProblem:
     @property
     def observed(self) -> Tensor:
         """Numbers of the rows with a target (in some batch entry)."""
-        seen = ~self.likelihood._missing(self.y)
+        seen = ~self.likelihood.missing(self.y)
         return seen.reshape(-1, self.num_rows).any(0).nonzero().squeeze(-1)
 
     @property
@@ -137,7 +137,7 @@ class FitProblem:
             self,
             approximation=approximation,
             x=x,
-            y=self.y.index_select(-1 - self.likelihood._target_dims, index),
+            y=self.y.index_select(-1 - self.likelihood.target_dims, index),
             plan=approximation.plan(x),
             weights=None if self.weights is None else self.weights[..., index],
             rows={name: values[..., index] for name, values in self.rows.items()},
