@@ -47,7 +47,7 @@ data = {"diabetes": load_diabetes(return_X_y=True), "abalone": abalone()}
 # %%
 # Three fits each
 # ---------------
-# The exact fit of abalone stops after four iterations: a Cholesky factorisation of 3,341 rows at every step
+# The exact fit of abalone stops after two iterations: a Cholesky factorisation of 3,341 rows at every step
 # is what the other two exist to avoid. The warnings that a fit is not converged are expected here.
 
 fits = {
@@ -55,11 +55,11 @@ fits = {
         "exact": GPRegressor(approximation="exact", random_state=0),
         "SGPR": GPRegressor(approximation="inducing", num_inducing=50, random_state=0),
         "minibatch CVI": GPRegressor(
-            approximation="inducing", num_inducing=50, batch_size=128, max_iter=300, random_state=0
+            approximation="inducing", num_inducing=50, batch_size=128, max_iter=200, random_state=0
         ),
     },
     "abalone": {
-        "exact": GPRegressor(approximation="exact", max_iter=4, random_state=0),
+        "exact": GPRegressor(approximation="exact", max_iter=2, random_state=0),
         "SGPR": GPRegressor(
             approximation="inducing", num_inducing=128, max_iter=30, random_state=0
         ),
@@ -67,7 +67,7 @@ fits = {
             approximation="inducing",
             num_inducing=128,
             batch_size=256,
-            max_iter=300,
+            max_iter=200,
             random_state=0,
         ),
     },

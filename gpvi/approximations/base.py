@@ -12,6 +12,7 @@ Shapes: ``b`` are batch dims (latents last among them), rows N, basis size M, sa
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
 from typing import Self
 
@@ -345,6 +346,15 @@ class Approximation(torch.nn.Module, ABC):
             Data inputs.
         generator : torch.Generator, optional
             Source of randomness.
+        """
+
+    def map_inputs(self, transform: Callable[[Tensor], Tensor]) -> None:
+        """Move structure parameters that live among the inputs to other units; none by default.
+
+        Parameters
+        ----------
+        transform : callable
+            Maps inputs, shape [*b, M, D], to the same shape.
         """
 
     def plan(self, x: Tensor, groups: Tensor | None = None) -> Plan:

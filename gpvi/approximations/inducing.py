@@ -10,6 +10,8 @@ Titsias, M. (2009). Variational learning of inducing variables in sparse Gaussia
 Hensman, J., Fusi, N. & Lawrence, N. D. (2013). Gaussian processes for big data.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -105,6 +107,17 @@ class InducingPoints(Approximation):
             return
         rows = x.detach().reshape(-1, x.shape[-1])
         self._set(select_inducing_points(gp, rows, self.num_inducing, self.selection, generator))
+
+    def map_inputs(self, transform: Callable[[Tensor], Tensor]) -> None:
+        """Move the inducing inputs to other units.
+
+        Parameters
+        ----------
+        transform : callable
+            Maps inducing inputs, shape [*b, M, D], to the same shape.
+        """
+        if self.inducing_points is not None:
+            self._set(transform(self.inducing_points.detach()))
 
     def reset(self) -> None:
         """Forget the inducing inputs that :meth:`initialize` chose."""

@@ -48,7 +48,8 @@ class GPRegressor(RegressorMixin, BaseEstimator):
     likelihood : "gaussian" or a likelihood
         Of gpvi or GPyTorch; copied.
     approximation : {"auto", "exact", "inducing"} or Approximation
-        "auto" is exact up to 2,000 rows and uses inducing points above.
+        "auto" is exact up to 2,000 rows and uses inducing points above. An object is copied; inducing
+        inputs that it holds are in the units of X.
     num_inducing : int
         Inducing points of "inducing" (fewer if the data hold fewer distinct rows).
     standardize : bool
@@ -81,7 +82,7 @@ class GPRegressor(RegressorMixin, BaseEstimator):
     likelihood_ : gpytorch likelihood
         Fitted likelihood, in standardised units.
     approximation_ : Approximation
-        What was used.
+        What was used, in standardised units.
     elbo_ : float
         Final objective in total nats, in the units of y.
     history_ : list of FitRecord
@@ -114,7 +115,7 @@ class GPRegressor(RegressorMixin, BaseEstimator):
         objective: str = "tighter_elbo",
         max_iter: int = 100,
         batch_size: int | None = None,
-        learning_rate: float = 0.01,
+        learning_rate: float = 0.03,
         random_state: Any = None,
         device: Any = "cpu",
         dtype: str = "float64",
@@ -172,6 +173,8 @@ class GPRegressor(RegressorMixin, BaseEstimator):
         gp.to(self.device, self._dtype())
         likelihood.to(self.device, self._dtype())
         approximation = self._build_approximation(len(y))
+        approximation.map_inputs(lambda z: self._tensor(x_map(z.double().cpu().numpy())))
+        approximation.to(self.device, self._dtype())
         initialize_hyperparameters(gp, likelihood, inputs, targets, generator)
         result = self._run(gp, approximation, likelihood, inputs, targets, generator)
         self._x_map, self._y_map = x_map, y_map

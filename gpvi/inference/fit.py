@@ -68,7 +68,7 @@ def fit(
     tolerance: float = 1e-6,
     warm_start: WarmStart | None = WarmStart(),
     batch_size: int | None = None,
-    learning_rate: float = 0.01,
+    learning_rate: float = 0.03,
     natural_step_size: float = 0.1,
     generator: torch.Generator | None = None,
     callbacks: Sequence[Callback] = (),

@@ -53,7 +53,8 @@ class Minibatcher:
     learning_rate : float
         Of Adam; decays linearly to a twentieth over the last three tenths of the steps.
     natural_step_size : float
-        Step of the sites once the first ``1 / natural_step_size`` steps (running average) are over.
+        Step of the sites once the first ``1 / natural_step_size`` steps (running average) are over;
+        decays with the learning rate, which averages the noise of the minibatches out of q.
     tolerance : float
         Stop once five windows of steps (an epoch each, at least 50) have not raised the best window's mean
         by this many nats per row.
@@ -241,7 +242,7 @@ class Minibatcher:
         marginals = posterior.marginals()
         fresh = dual(term, marginals, min_precision=0.0)
         target = (self.num_rows / batch.num_rows) * posterior.prior.tie(fresh)
-        rate = self.damping * max(self.natural_step_size, 1.0 / (self.step + 2.0))
+        rate = self.damping * max(self.natural_step_size * self._decay(), 1.0 / (self.step + 2.0))
         sites = self._tied(posterior.prior).lerp(target, rate)
         if not bool(torch.isfinite(sites.lam1).all() and torch.isfinite(sites.lam2).all()):
             raise NumericalError("the sites of a minibatch are not finite")

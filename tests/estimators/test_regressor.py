@@ -398,3 +398,15 @@ class TestErrors:
 @pytest.mark.filterwarnings("ignore::gpvi.exceptions.GPVIWarning")
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
+
+
+def test_given_inducing_points_are_in_the_units_of_x() -> None:
+    X = np.linspace(1000.0, 2000.0, 60)[:, None]
+    y = np.sin(X[:, 0] / 100.0)
+    points = torch.tensor(X[::6])
+    given = InducingPoints(inducing_points=points, learn=False)
+    model = GPRegressor(approximation=given, random_state=0).fit(X, y)
+    found = model.approximation_.inducing_points.detach().numpy()
+    np.testing.assert_allclose(found, (X[::6] - X.mean()) / X.std(), rtol=1e-12)
+    torch.testing.assert_close(given.inducing_points.detach(), points)
+    assert model.score(X, y) > 0.9
