@@ -291,10 +291,8 @@ class _Expression:
             )
         if node.id not in KERNELS:
             close = difflib.get_close_matches(node.id.lower(), KERNELS, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise self._error(
-                f"Unknown kernel {node.id!r}", position, f"{hint}Use {_valid_names()}"
-            )
+            hint = f"did you mean {close[0]!r}? Use" if close else "use"
+            raise self._error(f"Unknown kernel {node.id!r}", position, f"{hint} {_valid_names()}")
         return KERNELS[node.id]
 
 

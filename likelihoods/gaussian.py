@@ -186,11 +186,16 @@ class GaussianLikelihood(ClosedFormGaussian):
     def noise(self, value: float | Tensor) -> None:
         raw = self.raw_noise
         value = torch.as_tensor(value, dtype=raw.dtype, device=raw.device)
-        if not bool((value > self.raw_noise_constraint.lower_bound).all()):
-            bound = float(self.raw_noise_constraint.lower_bound)
+        low, high = self.raw_noise_constraint.lower_bound, self.raw_noise_constraint.upper_bound
+        if not bool((value > low).all()):
             raise InputError(
-                f"noise must exceed its lower bound {bound}, got {value.detach().tolist()}. "
-                "Raise it, or lower min_noise."
+                f"noise must exceed its lower bound {float(low)}, got {value.detach().tolist()}. "
+                "Raise it, or lower min_noise (or the bound of noise_constraint)."
+            )
+        if not bool((value < high).all()):
+            raise InputError(
+                f"noise must be below its upper bound {float(high)}, got {value.detach().tolist()}. "
+                "Lower it, or pass another noise_constraint."
             )
         self.initialize(raw_noise=self.raw_noise_constraint.inverse_transform(value))
 

@@ -205,7 +205,10 @@ class GroupedPosterior(Posterior):
             Values [*S, *b, N] and basis [*S, G, *b, M].
         """
         if x is not None:
-            raise UnsupportedError("GroupedPosterior samples at its data rows only.")
+            raise UnsupportedError(
+                f"GroupedPosterior samples at its data rows only, not at x of shape {tuple(x.shape)}; "
+                "sample posterior.inner, whose leading dim is the group."
+            )
         draw = self.inner.rsample(shape, None, residual, generator)
         # Sample dims lead: bring the group dim to the front before mapping rows back.
         values = draw.values.movedim(len(shape), 0)

@@ -11,6 +11,7 @@ Hensman, J., Fusi, N. & Lawrence, N. D. (2013). Gaussian processes for big data.
 """
 
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -72,9 +73,14 @@ class InducingPoints(Approximation):
     ) -> None:
         super().__init__()
         if (num_inducing is None) == (inducing_points is None):
-            raise InputError("Pass exactly one of num_inducing and inducing_points.")
-        if num_inducing is not None and num_inducing < 1:
-            raise InputError(f"num_inducing is {num_inducing}; it must be at least 1.")
+            given = "neither" if num_inducing is None else f"both (num_inducing={num_inducing!r})"
+            raise InputError(f"Pass exactly one of num_inducing and inducing_points, not {given}.")
+        if num_inducing is not None and not (
+            isinstance(num_inducing, Integral) and num_inducing >= 1
+        ):
+            raise InputError(
+                f"num_inducing is {num_inducing!r}; it must be an integer of at least 1."
+            )
         if selection not in SELECTION_METHODS:
             raise InputError(
                 f"selection is {selection!r}; it must be one of {', '.join(SELECTION_METHODS)}."
@@ -181,14 +187,19 @@ class InducingPoints(Approximation):
         return default_jitter(x.dtype) if self.jitter is None else self.jitter
 
     def _set(self, points: Tensor) -> None:
-        if (
-            points.dim() < 2
-            or not points.dtype.is_floating_point
-            or not bool(torch.isfinite(points).all())
-        ):
+        if not isinstance(points, Tensor):
+            raise InputError(
+                f"inducing_points is a {type(points).__name__}; pass a tensor of shape [M, D]."
+            )
+        if points.dim() < 2 or not points.dtype.is_floating_point:
             raise InputError(
                 f"inducing_points has shape {tuple(points.shape)} and dtype {points.dtype}; "
-                "pass finite floating-point values, shape [M, D]."
+                "pass floating-point values, shape [M, D]."
+            )
+        bad = int((~torch.isfinite(points)).sum())
+        if bad:
+            raise InputError(
+                f"inducing_points holds {bad} values that are NaN or infinite; pass finite ones."
             )
         self.inducing_points = torch.nn.Parameter(points.detach().clone(), requires_grad=self.learn)
 

@@ -6,6 +6,7 @@ rows.
 """
 
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from sklearn.cluster import kmeans_plusplus
@@ -56,7 +57,7 @@ def select_inducing_points(
     Raises
     ------
     InputError
-        For an unknown method or fewer than one inducing point.
+        For an unknown method, fewer than one inducing point, or inputs that are not [N, D].
 
     Examples
     --------
@@ -69,8 +70,13 @@ def select_inducing_points(
     """
     if method not in SELECTION_METHODS:
         raise InputError(f"method is {method!r}; it must be one of {', '.join(SELECTION_METHODS)}.")
-    if num_inducing < 1:
-        raise InputError(f"num_inducing is {num_inducing}; it must be at least 1.")
+    if not isinstance(num_inducing, Integral) or num_inducing < 1:
+        raise InputError(f"num_inducing is {num_inducing!r}; it must be an integer of at least 1.")
+    if x.dim() != 2:
+        raise InputError(
+            f"x has shape {tuple(x.shape)}; pass inputs of shape [N, D] "
+            "(x.unsqueeze(-1) for one input column)."
+        )
     if generator is None:
         generator = torch.Generator()
         generator.seed()

@@ -72,7 +72,10 @@ class Sites:
                 "must have the shape of lam1 (diagonal) or one more dim of the same size (full)."
             )
         if self.full and self.on == "data":
-            raise InputError("Sites on data rows are diagonal; lam2 has a matrix per row set.")
+            raise InputError(
+                f"Sites on data rows are diagonal, and lam2 has shape {tuple(self.lam2.shape)}; pass "
+                "its diagonals, or on='basis' for matrices about the basis."
+            )
 
     @property
     def full(self) -> bool:
@@ -156,7 +159,9 @@ class Sites:
 
     def __mul__(self, factor: float | Tensor) -> "Sites":
         if isinstance(factor, Tensor) and factor.dim() and self.full:
-            raise InputError("Sites with a full lam2 are scaled by one number, not row by row.")
+            raise InputError(
+                f"Sites with a full lam2 are scaled by one number, not by shape {tuple(factor.shape)}."
+            )
         return Sites(self.lam1 * factor, self.lam2 * factor, self.on)
 
     __rmul__ = __mul__
@@ -192,7 +197,10 @@ class Sites:
             With zeros in unobserved rows, also where they held NaN.
         """
         if self.full:
-            raise InputError("Sites with a full lam2 have no rows to mask.")
+            raise InputError(
+                f"Sites with a full lam2 {tuple(self.lam2.shape)} have no rows to mask; mask the data "
+                "sites before they are tied."
+            )
         zero = torch.zeros((), dtype=self.lam1.dtype, device=self.lam1.device)
         return Sites(
             torch.where(observed, self.lam1, zero), torch.where(observed, self.lam2, zero), self.on
@@ -226,7 +234,10 @@ class Sites:
 
     def _check_compatible(self, other: "Sites") -> None:
         if self.on != other.on:
-            raise InputError(f"Sites on {self.on!r} and on {other.on!r} cannot be combined.")
+            raise InputError(
+                f"Sites on {self.on!r} and on {other.on!r} cannot be combined; bring both to one "
+                "space (prior.tie moves data sites onto the basis)."
+            )
         if self.lam1.shape[-1] != other.lam1.shape[-1]:
             raise InputError(
                 f"Sites of {self.lam1.shape[-1]} and {other.lam1.shape[-1]} entries cannot be "

@@ -39,7 +39,8 @@ class GPRegressor(RegressorMixin, BaseEstimator):
     Parameters
     ----------
     kernel : str, gpytorch kernel or scikit-learn kernel
-        Short names can be added and multiplied: "matern52 + linear".
+        Short names can be added and multiplied: "matern52 + linear". An object is copied. Trainable
+        lengthscales start from the data; those with ``requires_grad`` off keep their values.
     ard : bool
         For kernels given as strings, one lengthscale per column; if False, one lengthscale, and X is
         scaled by one common factor.
@@ -69,7 +70,7 @@ class GPRegressor(RegressorMixin, BaseEstimator):
     dtype : {"float64", "float32"}
         Precision; float64 is recommended.
     verbose : bool
-        Show a progress bar.
+        Show a progress bar, where standard error is a terminal.
     callbacks : sequence of callable
         Called with every record of the fit; returning True stops it.
 
@@ -88,7 +89,7 @@ class GPRegressor(RegressorMixin, BaseEstimator):
     history_ : list of FitRecord
         One record per objective evaluation.
     n_iter_ : int
-        Iterations after the warm start.
+        Iterations after the warm start, at least 1 as scikit-learn expects.
     n_features_in_ : int
         Columns of X.
 

@@ -117,6 +117,8 @@ def cvi(
 
     Raises
     ------
+    InputError
+        For impossible options, and targets or extras that do not fit the prior or the likelihood.
     NumericalError
         If not even the smallest step from the start gives a finite objective.
 
@@ -138,7 +140,8 @@ def cvi(
         raise InputError(f"max_steps is {max_steps}; it must be at least 1.")
     model = as_likelihood(likelihood)
     extras = rows if weights is None else {**rows, "weights": weights}
-    model.prepare(y, prior.mean, prior.mean.shape[-1], dict(extras))  # checks
+    model.prepare(y, prior.mean, prior.mean.shape[-1], dict(extras))  # checks shapes
+    model.check_targets(y, **extras)
     problem = _Problem(prior.detach(), model, y, weights, dict(rows), min_precision, tighter)
     exact = problem.gaussian_sites()
     if exact is not None:

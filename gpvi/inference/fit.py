@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 
 import torch
 from gpytorch.likelihoods import Likelihood as GPyTorchLikelihood
@@ -144,10 +145,14 @@ def fit(
     True
     """
     started = time.perf_counter()
-    if max_iter < 0:
-        raise InputError(f"max_iter is {max_iter}; it must be at least 0.")
+    _check_types(gp, approximation, x, y)
+    if not isinstance(max_iter, Integral) or max_iter < 0:
+        raise InputError(f"max_iter is {max_iter}; it must be an integer of at least 0.")
     if checkpoint is not None and generator is None:
-        raise InputError("A checkpoint needs a seeded generator, or the fit cannot be repeated.")
+        raise InputError(
+            f"The checkpoint {os.fspath(checkpoint)!r} needs a seeded generator, or the fit cannot be "
+            "repeated."
+        )
     if generator is None:
         generator = torch.Generator()
         generator.seed()
@@ -272,6 +277,19 @@ def _warm_start(problem: FitProblem, options: WarmStart | None, run: _Run) -> As
     )
 
 
+def _check_types(gp: object, approximation: object, x: object, y: object) -> None:
+    for name, value, wanted in (
+        ("gp", gp, GaussianProcess),
+        ("approximation", approximation, Approximation),
+        ("x", x, Tensor),
+        ("y", y, Tensor),
+    ):
+        if not isinstance(value, wanted):
+            raise InputError(
+                f"{name} is of type {type(value).__name__}; it must be of type {wanted.__name__}."
+            )
+
+
 def _check_problem(problem: FitProblem) -> None:
     if not len(problem.observed):
         raise InputError(f"y holds no target at all: its {problem.num_rows} rows are NaN.")
@@ -288,8 +306,8 @@ def _check_problem(problem: FitProblem) -> None:
 def _check_minibatch(
     problem: FitProblem, batch_size: int, learning_rate: float, natural_step_size: float
 ) -> None:
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; it must be at least 1.")
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; it must be an integer of at least 1.")
     if not learning_rate > 0.0:
         raise InputError(f"learning_rate is {learning_rate}; it must be positive.")
     if not 0.0 < natural_step_size <= 1.0:

@@ -6,6 +6,7 @@ from gpytorch.likelihoods import Likelihood as GPyTorchLikelihood
 from torch import Tensor
 
 from gpvi.approximations import GaussianProcess
+from gpvi.exceptions import InputError
 from gpvi.kernels import set_lengthscales
 from gpvi.likelihoods import as_likelihood
 
@@ -32,6 +33,11 @@ def median_lengthscales(x: Tensor, generator: torch.Generator | None = None) -> 
     Tensor, shape [D]
         Positive; 1 for a constant column.
 
+    Raises
+    ------
+    InputError
+        If ``x`` has another shape, or no rows.
+
     Examples
     --------
     >>> import torch
@@ -39,6 +45,11 @@ def median_lengthscales(x: Tensor, generator: torch.Generator | None = None) -> 
     >>> median_lengthscales(x, torch.Generator().manual_seed(0))
     tensor([2.8284, 1.0000], dtype=torch.float64)
     """
+    if x.dim() != 2 or not len(x):
+        raise InputError(
+            f"x has shape {tuple(x.shape)}; pass inputs of shape [N, D] with at least one row "
+            "(x.unsqueeze(-1) for one input column)."
+        )
     if generator is None:
         generator = torch.Generator()
         generator.seed()

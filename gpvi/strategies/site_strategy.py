@@ -20,7 +20,6 @@ Adam, V., Chang, P., Khan, M. E. & Solin, A. (2021). Dual parameterization of sp
 Gaussian processes. NeurIPS.
 """
 
-import warnings
 from itertools import chain
 from typing import Any, Literal, NoReturn
 
@@ -30,6 +29,7 @@ from gpytorch.distributions import MultivariateNormal
 from gpytorch.variational._variational_strategy import _VariationalStrategy
 from torch import Tensor
 
+from gpvi._warnings import warn
 from gpvi.approximations import Approximation, Posterior, Prior
 from gpvi.exceptions import InputError, PriorCollapseWarning, UnsupportedError
 from gpvi.strategies.distributions import (
@@ -351,10 +351,9 @@ class SiteStrategy(_VariationalStrategy):
     def _build(self, x: Tensor) -> Posterior:
         store = self._variational_distribution
         if not self.training and isinstance(store, NaturalSites) and store.is_prior:
-            warnings.warn(
+            warn(
                 "The sites are still zero, so that q is the prior: call natural_step to train them.",
                 PriorCollapseWarning,
-                stacklevel=2,
             )
         return self._prior(x).condition(store.sites())
 

@@ -344,14 +344,16 @@ def test_jitter_option_is_used():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "exactly one"),
-        ({"num_inducing": 3, "inducing_points": Z}, "exactly one"),
+        ({}, "exactly one .*not neither"),
+        ({"num_inducing": 3, "inducing_points": Z}, r"exactly one .*both \(num_inducing=3\)"),
         ({"num_inducing": 0}, "num_inducing is 0"),
+        ({"num_inducing": 2.5}, "num_inducing is 2.5; it must be an integer"),
+        ({"inducing_points": [[0.0]]}, "inducing_points is a list"),
         ({"num_inducing": 3, "selection": "first"}, "greedy, kmeans"),
         ({"num_inducing": 3, "jitter": -1e-6}, "jitter is -1e-06"),
         ({"num_inducing": 3, "jitter": 1.0}, r"\[0, 1\)"),
         ({"inducing_points": Z[:, 0]}, r"shape \(3,\)"),
-        ({"inducing_points": Z * float("nan")}, "finite"),
+        ({"inducing_points": Z * float("nan")}, "3 values that are NaN"),
         ({"inducing_points": Z.long()}, "int64"),
     ],
 )

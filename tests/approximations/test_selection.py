@@ -88,6 +88,10 @@ def test_impossible_requests():
         select_inducing_points(process(), uniform(9, 1), 3, "first")
     with pytest.raises(InputError, match="num_inducing is 0"):
         select_inducing_points(process(), uniform(9, 1), 0)
+    with pytest.raises(InputError, match=r"num_inducing is 2.5"):
+        select_inducing_points(process(), uniform(9, 1), 2.5)
+    with pytest.raises(InputError, match=r"x has shape \(9,\).*unsqueeze"):
+        select_inducing_points(process(), uniform(9, 1)[:, 0], 3)
 
 
 @pytest.mark.parametrize("method", SELECTION_METHODS)

@@ -426,6 +426,10 @@ class TestResult:
         with pytest.raises(InputError, match=match):
             cvi(exact_prior(), PoissonLikelihood(), COUNTS, **arguments)
 
+    def test_targets_of_another_kind(self):
+        with pytest.raises(InputError, match="PoissonLikelihood"):
+            cvi(exact_prior(), PoissonLikelihood(), -COUNTS - 1)
+
     def test_wrong_length(self):
         with pytest.raises(InputError, match="14"):
             cvi(exact_prior(), PoissonLikelihood(), COUNTS[:14])

@@ -325,6 +325,8 @@ class TestRefusals:
         ("options", "match"),
         [
             ({"max_iter": -1}, "max_iter is -1"),
+            ({"max_iter": 2.5}, "max_iter is 2.5; it must be an integer"),
+            ({"y": [0.0] * 60}, "y is of type list; it must be of type Tensor"),
             ({"objective": "bound"}, "objective is 'bound'"),
             ({"y": torch.zeros(10).double()}, r"\(10,\)"),
             ({"y": torch.zeros(60, 1).double()}, "flattened"),
@@ -335,8 +337,9 @@ class TestRefusals:
             ({"weights": -torch.ones(60).double()}, "non-negative"),
             ({"exposure": torch.ones(60)}, "exposure"),
             ({"groups": torch.zeros(60)}, "integer"),
-            ({"checkpoint": "somewhere"}, "seeded generator"),
+            ({"checkpoint": "somewhere"}, "'somewhere' needs a seeded generator"),
             ({"batch_size": 0}, "batch_size is 0"),
+            ({"batch_size": 8.5}, "batch_size is 8.5; it must be an integer"),
             ({"batch_size": 5, "learning_rate": 0.0}, "learning_rate is 0.0"),
             ({"batch_size": 5, "natural_step_size": 1.5}, "natural_step_size is 1.5"),
             (
@@ -363,6 +366,10 @@ class TestRefusals:
 
     def test_not_a_likelihood(self):
         x, y = data()
+        with pytest.raises(InputError, match=r"gp is of type ScaleKernel; .*GaussianProcess"):
+            fit(process().kernel, Exact(), GaussianLikelihood(), x, y)
+        with pytest.raises(InputError, match=r"approximation is of type str; .*Approximation"):
+            fit(process(), "exact", GaussianLikelihood(), x, y)
         with pytest.raises(InputError, match="gpytorch likelihood"):
             fit(process(), Exact(), "gaussian", x, y)
 

@@ -6,6 +6,7 @@ import torch
 from gpytorch.kernels import MaternKernel, ScaleKernel
 
 from gpvi.approximations import GaussianProcess
+from gpvi.exceptions import InputError
 from gpvi.inference import initialize_hyperparameters, median_lengthscales
 from gpvi.likelihoods import GaussianLikelihood, PoissonLikelihood, as_likelihood
 
@@ -31,6 +32,11 @@ class TestMedianLengthscales:
         x = torch.tensor([[1.0, 7.0], [2.0, 7.0]]).double()
         assert median_lengthscales(x, seeded())[1] == 1.0
         assert median_lengthscales(x[:1], seeded()).tolist() == [1.0, 1.0]
+
+    def test_other_shapes_are_refused(self):
+        for x in (torch.zeros(5), torch.zeros(0, 2), torch.zeros(2, 5, 1)):
+            with pytest.raises(InputError, match=r"x has shape"):
+                median_lengthscales(x)
 
     def test_repeatable_and_leaves_the_global_generator(self):
         x = torch.randn(5000, 2, generator=seeded(1))

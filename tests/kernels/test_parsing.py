@@ -190,7 +190,7 @@ def test_one_lengthscale_or_one_for_each_dimension(name):
     [
         ("matern25", 0, "did you mean 'matern52'\\? Use matern12, matern32"),
         ("rbf + Linear", 6, "Unknown kernel 'Linear'.*did you mean 'linear'"),
-        ("  rbf * zzz", 8, "Unknown kernel 'zzz'.*Use matern12"),
+        ("  rbf * zzz", 8, "Unknown kernel 'zzz'.*; use matern12"),
         ("2 * rbf", 0, "Unexpected character '2'"),
         ("rbf ** 2", 7, "Unexpected character '2'"),
         ("rbf - linear", 4, "Unexpected character '-'"),

@@ -31,6 +31,11 @@ def test_noise_below_its_bound_is_refused(noise):
         GaussianLikelihood(noise=noise)
 
 
+def test_noise_above_an_upper_bound_is_refused():
+    with pytest.raises(InputError, match=r"upper bound 1.0, got 2.0"):
+        GaussianLikelihood(noise=2.0, noise_constraint=gpytorch.constraints.Interval(0.01, 1.0))
+
+
 def test_default_bound_allows_small_noise():
     assert GaussianLikelihood(noise=2e-6).noise.item() == pytest.approx(2e-6, rel=1e-6)
 

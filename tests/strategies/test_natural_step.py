@@ -307,5 +307,6 @@ def test_refusals(sparse_model: Callable, make_model: type, rows: object) -> Non
 
 def test_warns_when_the_step_was_forgotten(sparse_model: Callable, rows: object) -> None:
     model = sparse_model(site_parameters="natural").eval()
-    with pytest.warns(PriorCollapseWarning, match="call natural_step"), torch.no_grad():
+    with pytest.warns(PriorCollapseWarning, match="call natural_step") as got, torch.no_grad():
         model(rows.x)
+    assert got[0].filename == __file__
