@@ -52,7 +52,7 @@ class CompiledEngine:
         omega_gram = factor.new_zeros(M, M) if two_grams else None
         kernel, w = _Kernel(problem), problem.weights.expand(N).contiguous()
         one_noise = problem.weights.dim() == 0
-        with _row_splitter(N * M) as split:
+        with row_splitter(N * M) as split:
             for i, j in bounds:
                 a, copy = rows[i:j], buffer[: j - i]
                 split(j - i, kernel.cross(i, j, a))
@@ -105,7 +105,7 @@ class CompiledEngine:
         else:
             own, others = features.omega, w
         matrix = matrix.contiguous()  # torch's factorisations return column-major matrices
-        with _row_splitter(N * M) as split:
+        with row_splitter(N * M) as split:
             for i, j in bounds:
                 a, out = features.rows[i:j], buffer[: j - i]
                 _blas.multiply_rows(a, matrix, out)
@@ -155,7 +155,7 @@ def _symmetric(lower: Tensor) -> Tensor:
 
 
 @contextmanager
-def _row_splitter(num_entries: int) -> Iterator[Callable[[int, RowLoop], None]]:
+def row_splitter(num_entries: int) -> Iterator[Callable[[int, RowLoop], None]]:
     """A function that runs a row loop on torch's number of threads, if the problem is big enough.
     The threads live for one pass: a pool kept longer would not survive a fork."""
     workers = torch.get_num_threads() if num_entries >= _MIN_SHARED_ENTRIES else 1

@@ -12,7 +12,7 @@ import torch
 from numba import njit
 from scipy.linalg import blas, lapack
 
-from gpvi.linalg._collapsed_cpu import _row_splitter
+from gpvi.linalg._collapsed_cpu import row_splitter
 from gpvi.linalg._evidence_stationary import Needs, Parts, Problem, refuse
 from gpvi.linalg._stationary_cpu import multiply_slopes, squared_distances, values
 from gpvi.linalg._vexp import FLAGS
@@ -35,7 +35,7 @@ class CompiledEngine:
         columns, noise = np.ascontiguousarray(points.T), problem.noise.contiguous().numpy()
         lower = np.empty((N, N))  # in huge pages, which torch does not ask for
         stretch = None
-        with _row_splitter(N * N // 2) as split:
+        with row_splitter(N * N // 2) as split:
             pairs = (N + 1) // 2
             split(pairs, lambda i, j: _fill(i, j, code, s, points, columns, noise, lower))
             quadratic, log_det, alpha = _factorise(problem, lower, targets)

@@ -28,8 +28,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gpvi._warnings import warn
-from gpvi.exceptions import EngineWarning, InputError, NumericalError
+from gpvi.exceptions import InputError
 from gpvi.linalg._collapsed_stationary import (
     Arguments,
     Engine,
@@ -40,7 +39,17 @@ from gpvi.linalg._collapsed_stationary import (
     residual_penalty,
     residual_weights,
 )
-from gpvi.linalg.stationary import STATIONARY_KERNELS
+from gpvi.linalg._fused import (
+    check_constant_inputs,
+    check_finite,
+    check_kernel_name,
+    check_kinds,
+    check_positive,
+    check_range,
+    describe_shapes,
+    load_engine,
+    scaled_gradients,
+)
 
 __all__ = ["collapsed_bound", "stationary_collapsed_bound"]
 
@@ -108,11 +117,11 @@ def collapsed_bound(
     True
     """
     tensors = {"Kzz": Kzz, "Kzx": Kzx, "k_diag": k_diag, "targets": targets, "noise": noise}
-    _check_common(tensors, Kzz)
+    check_kinds(tensors, Kzz)
     if Kzz.dim() < 2 or Kzx.dim() < 2 or k_diag.dim() < 1 or targets.dim() < 1:
         raise InputError(
             "Kzz and Kzx need at least two dimensions, k_diag and targets at least one; got "
-            + _shapes(tensors)
+            + describe_shapes(tensors)
         )
     M, N = Kzx.shape[-2:]
     row_sizes = {k_diag.shape[-1], targets.shape[-1]}
@@ -120,9 +129,9 @@ def collapsed_bound(
     if Kzz.shape[-2:] != (M, M) or row_sizes != {N} or noise_row.shape[-1] not in (1, N):
         raise InputError(
             "expected Kzz [*b, M, M], Kzx [*b, M, N], k_diag and targets [*b, N], and noise [], "
-            f"[*b, 1] or [*b, N]; got {_shapes(tensors)}"
+            f"[*b, 1] or [*b, N]; got {describe_shapes(tensors)}"
         )
-    _check_positive("noise", noise)
+    check_positive("noise", noise)
     return _CollapsedBound.apply(Kzz, Kzx, k_diag, targets, noise_row, tighter)
 
 
@@ -316,11 +325,7 @@ class _StationaryBound(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = tuple(
-            gradient * part if needed and part is not None else None
-            for needed, part in zip(ctx.needs_input_grad, ctx.saved_tensors, strict=False)
-        )
-        return scaled + (None, None)
+        return scaled_gradients(ctx, gradient) + (None, None)
 
 
 def _align(shape: torch.Size, dims: int) -> tuple[int, ...]:
@@ -348,17 +353,7 @@ def _outer_sum(left: Tensor, right: Tensor, batch: torch.Size) -> Tensor:
 
 @cache
 def _compiled_engine() -> Engine | None:
-    """The compiled engine, or None with one warning where Numba does not work."""
-    try:
-        from gpvi.linalg._collapsed_cpu import CompiledEngine
-    except ImportError as error:
-        warn(
-            f"the compiled engine of the collapsed bound is not available ({error}); tensor "
-            "operations serve instead, at about twice the cost. Reinstall numba.",
-            EngineWarning,
-        )
-        return None
-    return CompiledEngine()
+    return load_engine("gpvi.linalg._collapsed_cpu", "collapsed bound")
 
 
 def _engine(x: Tensor) -> Engine:
@@ -378,60 +373,22 @@ def _check_stationary(
     noise: Tensor,
     jitter: float,
 ) -> None:
-    if name not in STATIONARY_KERNELS:
-        raise InputError(
-            f"unknown stationary kernel {name!r}; choose one of {', '.join(STATIONARY_KERNELS)}, "
-            "or evaluate the kernel and call collapsed_bound."
-        )
+    check_kernel_name(name, "collapsed_bound")
     parameters = {"z": z, "lengthscale": lengthscale, "outputscale": outputscale, "noise": noise}
     tensors = {"x": x, "targets": targets, **parameters}
-    _check_common(tensors, x)
+    check_kinds(tensors, x)
     N, D = x.shape if x.dim() == 2 else (-1, -1)
     fits = x.dim() == 2 and z.dim() == 2 and z.shape[1] == D and min(N, D, z.shape[0]) > 0
     fits = fits and targets.shape == (N,) and noise.shape in ((), (N,))
     if not (fits and outputscale.dim() == 0 and lengthscale.shape in ((D,), (1,))):
         raise InputError(
             "expected x [N, D], z [M, D], targets [N], lengthscale [D] or [1], outputscale [] and "
-            f"noise [] or [N], none of them empty; got {_shapes(tensors)}"
+            f"noise [] or [N], none of them empty; got {describe_shapes(tensors)}"
         )
-    if x.requires_grad:
-        raise InputError(
-            "x requires a gradient, which this function does not compute; detach x, or use "
-            "collapsed_bound with kernel matrices."
-        )
+    check_constant_inputs(x, "collapsed_bound with kernel matrices")
     if not math.isfinite(jitter) or jitter < 0.0:
         raise InputError(f"jitter must be finite and not negative, got {jitter}.")
-    for key in ("x", "targets"):
-        if not bool(torch.isfinite(tensors[key]).all()):
-            raise InputError(f"{key} holds NaN or infinite entries; drop these rows first.")
-    for key, value in parameters.items():
-        if not bool(torch.isfinite(value).all()):
-            raise NumericalError(f"{key} holds NaN or infinite entries; take a smaller step.")
+    check_finite({"x": x, "targets": targets}, parameters)
     for key in ("lengthscale", "outputscale", "noise"):
-        _check_positive(key, parameters[key])
-    smallest = float(lengthscale.detach().min())
-    largest = max(float(x.abs().max()), float(z.detach().abs().max()))
-    if largest > 1e100 * smallest:  # squares would overflow
-        raise NumericalError(
-            f"inputs up to {largest:.3g} are more than 1e100 times the smallest lengthscale "
-            f"{smallest:.3g}; rescale the inputs or bound the lengthscale."
-        )
-
-
-def _check_common(tensors: dict[str, Tensor], like: Tensor) -> None:
-    if not like.is_floating_point() or any(
-        t.dtype != like.dtype or t.device != like.device for t in tensors.values()
-    ):
-        kinds = ", ".join(f"{name} {t.dtype} on {t.device}" for name, t in tensors.items())
-        raise InputError(f"expected one floating-point dtype and one device; got {kinds}")
-
-
-def _check_positive(name: str, value: Tensor) -> None:
-    if not bool((value > 0).all()):
-        raise InputError(
-            f"{name} must be positive, but its smallest entry is {float(value.detach().min()):.3g}."
-        )
-
-
-def _shapes(tensors: dict[str, Tensor]) -> str:
-    return ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
+        check_positive(key, parameters[key])
+    check_range(lengthscale, x, z)

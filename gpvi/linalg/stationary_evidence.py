@@ -13,11 +13,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gpvi._warnings import warn
-from gpvi.exceptions import EngineWarning, InputError, NumericalError
+from gpvi.exceptions import InputError
 from gpvi.linalg._evidence_stationary import Arguments, Engine, Needs, TensorEngine, evaluate
-from gpvi.linalg.collapsed_bound import _check_common, _check_positive, _shapes
-from gpvi.linalg.stationary import STATIONARY_KERNELS
+from gpvi.linalg._fused import (
+    check_constant_inputs,
+    check_finite,
+    check_kernel_name,
+    check_kinds,
+    check_positive,
+    check_range,
+    describe_shapes,
+    load_engine,
+    scaled_gradients,
+)
 
 __all__ = ["stationary_log_evidence"]
 
@@ -124,26 +132,12 @@ class _StationaryEvidence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = tuple(
-            gradient * part if needed and part is not None else None
-            for needed, part in zip(ctx.needs_input_grad, ctx.saved_tensors, strict=False)
-        )
-        return scaled + (None, None)
+        return scaled_gradients(ctx, gradient) + (None, None)
 
 
 @cache
 def _compiled_engine() -> Engine | None:
-    """The compiled engine, or None with one warning where Numba does not work."""
-    try:
-        from gpvi.linalg._evidence_cpu import CompiledEngine
-    except ImportError as error:
-        warn(
-            f"the compiled engine of the exact log evidence is not available ({error}); tensor "
-            "operations serve instead, at about twice the cost. Reinstall numba.",
-            EngineWarning,
-        )
-        return None
-    return CompiledEngine()
+    return load_engine("gpvi.linalg._evidence_cpu", "exact log evidence")
 
 
 def _engine(x: Tensor) -> Engine:
@@ -153,41 +147,23 @@ def _engine(x: Tensor) -> Engine:
 
 def _check(arguments: Arguments) -> None:
     name, x, targets, lengthscale, outputscale, noise = arguments
-    if name not in STATIONARY_KERNELS:
-        raise InputError(
-            f"unknown stationary kernel {name!r}; choose one of {', '.join(STATIONARY_KERNELS)}, "
-            "or evaluate the kernel and call gaussian_log_evidence."
-        )
+    check_kernel_name(name, "gaussian_log_evidence")
     parameters = {"lengthscale": lengthscale, "outputscale": outputscale, "noise": noise}
     tensors = {"x": x, "targets": targets, **parameters}
-    _check_common(tensors, x)
+    check_kinds(tensors, x)
     N, D = x.shape if x.dim() == 2 else (0, 0)
     fits = min(N, D) > 0 and targets.shape == (N,) and noise.shape in ((), (N,))
     if not (fits and outputscale.dim() == 0 and lengthscale.shape in ((D,), (1,))):
         raise InputError(
             "expected x [N, D], targets [N], lengthscale [D] or [1], outputscale [] and noise [] or "
-            f"[N], none of them empty; got {_shapes(tensors)}"
+            f"[N], none of them empty; got {describe_shapes(tensors)}"
         )
-    if x.requires_grad:
-        raise InputError(
-            "x requires a gradient, which this function does not compute; detach x, or use "
-            "gaussian_log_evidence with a covariance matrix."
-        )
-    for key in ("x", "targets"):
-        if not bool(torch.isfinite(tensors[key]).all()):
-            raise InputError(f"{key} holds NaN or infinite entries; drop these rows first.")
-    for key, value in parameters.items():
-        if not bool(torch.isfinite(value).all()):
-            raise NumericalError(f"{key} holds NaN or infinite entries; take a smaller step.")
-    _check_positive("lengthscale", lengthscale)
-    _check_positive("outputscale", outputscale)
+    check_constant_inputs(x, "gaussian_log_evidence with a covariance matrix")
+    check_finite({"x": x, "targets": targets}, parameters)
+    check_positive("lengthscale", lengthscale)
+    check_positive("outputscale", outputscale)
     if bool((noise < 0).any()):
         raise InputError(
             f"noise must not be negative, but its smallest entry is {float(noise.detach().min()):.3g}."
         )
-    smallest, largest = float(lengthscale.detach().min()), float(x.abs().max())
-    if largest > 1e100 * smallest:  # squares would overflow
-        raise NumericalError(
-            f"inputs up to {largest:.3g} are more than 1e100 times the smallest lengthscale "
-            f"{smallest:.3g}; rescale the inputs or bound the lengthscale."
-        )
+    check_range(lengthscale, x)
