@@ -29,6 +29,7 @@ from gpvi.inference.coordinates import Coordinates, Curvature
 from gpvi.inference.parameters import ParameterVector, unchanged_on_error
 from gpvi.inference.problem import FitProblem
 from gpvi.inference.records import Callback, FitRecord
+from gpvi.linalg import serial_blas
 
 __all__ = ["Ascent", "maximize"]
 
@@ -274,21 +275,23 @@ def _ascend(
     progress = _Progress(tolerance)
     stopped, learned = False, None
     try:
-        result = minimize(
-            objective,
-            start,
-            jac=True,
-            method="L-BFGS-B",
-            bounds=[(-_FAR, _FAR)] * len(start),
-            callback=progress,
-            options={
-                "maxcor": _MEMORY,
-                "maxiter": max_iter,
-                "maxfun": 10 * (max_iter + 10) if max_evaluations is None else max_evaluations,
-                "ftol": 0.0,
-                "gtol": 1e-9,
-            },
-        )
+        # The optimiser's own algebra is small; the objective takes the threads that it needs.
+        with serial_blas():
+            result = minimize(
+                objective,
+                start,
+                jac=True,
+                method="L-BFGS-B",
+                bounds=[(-_FAR, _FAR)] * len(start),
+                callback=progress,
+                options={
+                    "maxcor": _MEMORY,
+                    "maxiter": max_iter,
+                    "maxfun": 10 * (max_iter + 10) if max_evaluations is None else max_evaluations,
+                    "ftol": 0.0,
+                    "gtol": 1e-9,
+                },
+            )
         message, converged = progress.judge(result)
         if objective.failures:
             message, converged = objective.complaint(), False

@@ -13,6 +13,7 @@ from gpvi.linalg.quadrature import (
 )
 from gpvi.linalg.stationary import STATIONARY_KERNELS, stationary_slope, stationary_value
 from gpvi.linalg.stationary_evidence import stationary_log_evidence
+from gpvi.linalg.threads import blas_threads_for, serial_blas
 from gpvi.linalg.triangular import (
     identity_plus_congruence,
     identity_plus_low_rank,
@@ -30,6 +31,7 @@ __all__ = [
     "STATIONARY_KERNELS",
     "CholeskyResult",
     "QuadratureRule",
+    "blas_threads_for",
     "collapsed_bound",
     "default_jitter",
     "expectation",
@@ -42,6 +44,7 @@ __all__ = [
     "log_expectation_exp",
     "mat_vec",
     "safe_cholesky",
+    "serial_blas",
     "solve_lower",
     "solve_lower_transposed",
     "solve_lower_transposed_vec",

@@ -25,6 +25,7 @@ from gpvi.linalg._collapsed_stationary import (
 from gpvi.linalg._stationary_cpu import multiply_slopes, squared_distances, values
 from gpvi.linalg._vexp import FLAGS
 from gpvi.linalg.stationary import STATIONARY_KERNELS
+from gpvi.linalg.threads import blas_threads_for
 
 __all__ = ["CompiledEngine"]
 
@@ -52,7 +53,7 @@ class CompiledEngine:
         omega_gram = factor.new_zeros(M, M) if two_grams else None
         kernel, w = _Kernel(problem), problem.weights.expand(N).contiguous()
         one_noise = problem.weights.dim() == 0
-        with row_splitter(N * M) as split:
+        with blas_threads_for(N * M * M), row_splitter(N * M) as split:
             for i, j in bounds:
                 a, copy = rows[i:j], buffer[: j - i]
                 split(j - i, kernel.cross(i, j, a))
@@ -105,7 +106,7 @@ class CompiledEngine:
         else:
             own, others = features.omega, w
         matrix = matrix.contiguous()  # torch's factorisations return column-major matrices
-        with row_splitter(N * M) as split:
+        with blas_threads_for(N * M * M), row_splitter(N * M) as split:
             for i, j in bounds:
                 a, out = features.rows[i:j], buffer[: j - i]
                 _blas.multiply_rows(a, matrix, out)

@@ -17,6 +17,7 @@ from gpvi.linalg._evidence_stationary import Needs, Parts, Problem, refuse
 from gpvi.linalg._stationary_cpu import multiply_slopes, squared_distances, values
 from gpvi.linalg._vexp import FLAGS
 from gpvi.linalg.stationary import STATIONARY_KERNELS
+from gpvi.linalg.threads import blas_threads_for
 
 __all__ = ["CompiledEngine"]
 
@@ -35,7 +36,7 @@ class CompiledEngine:
         columns, noise = np.ascontiguousarray(points.T), problem.noise.contiguous().numpy()
         lower = np.empty((N, N))  # in huge pages, which torch does not ask for
         stretch = None
-        with row_splitter(N * N // 2) as split:
+        with blas_threads_for(N**3), row_splitter(N * N // 2) as split:
             pairs = (N + 1) // 2
             split(pairs, lambda i, j: _fill(i, j, code, s, points, columns, noise, lower))
             quadratic, log_det, alpha = _factorise(problem, lower, targets)
