@@ -32,6 +32,8 @@ __all__ = ["Minibatcher"]
 
 _MAX_FAILURES = 10
 _PATIENCE = 5
+# Rows at a time when all of them are scored: every chunk factorises Kzz anew.
+_SCORED_ROWS = 4_096
 _STAGE = "minibatch"
 
 # Prefix of the last good state in a checkpoint.
@@ -170,7 +172,7 @@ class Minibatcher:
         """Objective over all rows at today's parameters and sites, total nats."""
         total, kl = 0.0, 0.0
         with torch.no_grad():
-            for rows in torch.arange(self.num_rows).split(self.batch_size):
+            for rows in torch.arange(self.num_rows).split(max(self.batch_size, _SCORED_ROWS)):
                 batch = self.problem.take(rows)
                 posterior = self._condition(batch)
                 share = len(rows) / self.num_rows
@@ -185,7 +187,7 @@ class Minibatcher:
         value = bound + log_prior(list(self.problem.modules.values()))
         if not math.isfinite(float(value.detach())):
             raise NumericalError(f"the objective of a minibatch is {float(value.detach())}")
-        self._update_sites(posterior.detach(), batch)
+        self._update_sites(posterior, batch)
         largest = 0.0
         # Hyperparameters wait until q has seen as many batches as its running average needs.
         if self.step * self.natural_step_size >= 1.0 and self.parameters:
@@ -241,7 +243,8 @@ class Minibatcher:
 
         marginals = posterior.marginals()
         fresh = dual(term, marginals, min_precision=0.0)
-        target = (self.num_rows / batch.num_rows) * posterior.prior.tie(fresh)
+        with torch.no_grad():
+            target = (self.num_rows / batch.num_rows) * posterior.prior.tie(fresh)
         rate = self.damping * max(self.natural_step_size * self._decay(), 1.0 / (self.step + 2.0))
         sites = self._tied(posterior.prior).lerp(target, rate)
         if not bool(torch.isfinite(sites.lam1).all() and torch.isfinite(sites.lam2).all()):

@@ -1,7 +1,7 @@
 """How many threads SciPy's BLAS gets, and when.
 
 SciPy's BLAS and torch's OpenMP have a thread pool each, and both wait by spinning: on problems of
-milliseconds they get in each other's way and cost ten times what a second thread saves. An optimiser
+milliseconds they get in each other's way and cost far more than a second thread saves. An optimiser
 therefore runs with one BLAS thread, and an operation that is large enough takes the others back for its
 own duration. Torch's threads are left alone.
 """
