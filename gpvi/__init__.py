@@ -5,8 +5,15 @@ One idea: every approximation is a structured Gaussian prior that is conditioned
 
 from importlib.metadata import version
 
-from gpvi.estimators import GPRegressor
+from gpvi.estimators import Fixed, Free, GPClassifier, GPCountRegressor, GPRegressor
 
-__all__ = ["GPRegressor", "__version__"]
+__all__ = [
+    "Fixed",
+    "Free",
+    "GPClassifier",
+    "GPCountRegressor",
+    "GPRegressor",
+    "__version__",
+]
 
 __version__ = version("gpvi")

@@ -7,11 +7,16 @@ from sklearn.exceptions import ConvergenceWarning as _SklearnConvergenceWarning
 
 __all__ = [
     "ConvergenceWarning",
+    "DataWarning",
     "EngineWarning",
+    "ExtrapolationWarning",
     "GPVIError",
     "GPVIWarning",
     "InputError",
+    "InputTypeError",
     "JitterWarning",
+    "MissingDependencyError",
+    "ModelFileError",
     "NotPositiveDefiniteError",
     "NumericalError",
     "PriorCollapseWarning",
@@ -25,6 +30,18 @@ class GPVIError(Exception):
 
 class InputError(GPVIError, ValueError):
     """An argument has a wrong value, type or shape."""
+
+
+class InputTypeError(InputError, TypeError):
+    """An argument is of a kind that cannot be used at all, such as a sparse matrix."""
+
+
+class MissingDependencyError(GPVIError, ImportError):
+    """An optional package is not installed; the message holds the command that installs it."""
+
+
+class ModelFileError(GPVIError, ValueError):
+    """A file is no saved model that can be read, or an object cannot be written to one."""
 
 
 class UnsupportedError(GPVIError, NotImplementedError):
@@ -57,3 +74,11 @@ class PriorCollapseWarning(GPVIWarning):
 
 class EngineWarning(GPVIWarning):
     """A compiled engine is not available; the slower tensor engine serves instead."""
+
+
+class DataWarning(GPVIWarning):
+    """The data allow less than was asked for; something else was done, which the message names."""
+
+
+class ExtrapolationWarning(GPVIWarning):
+    """Predictions lie far outside the inputs of the fit, where the prior speaks and not the data."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gpvi.exceptions import InputError
 from gpvi.kernels._parameters import assign_parameter
+from gpvi.kernels.hamming import HammingKernel
 from gpvi.kernels.structure import input_dimensions
 
 __all__ = ["set_lengthscales"]
@@ -31,7 +32,8 @@ def set_lengthscales(kernel: Kernel, lengthscales: Tensor) -> None:
     The lengthscale :math:`\lambda` of a `PeriodicKernel` is relative to the period `p` and set to
     one; the period is set to :math:`p = 2 \pi \ell`, which gives the kernel the same curvature
     at zero distance as an RBF kernel of lengthscale :math:`\ell`. If :math:`\lambda` is held fixed,
-    :math:`p = 2 \pi \ell / \sqrt{\lambda}` does that.
+    :math:`p = 2 \pi \ell / \sqrt{\lambda}` does that. The lengthscales of a `HammingKernel` count
+    columns instead of measuring distances and stay as they are.
 
     Parameters
     ----------
@@ -70,7 +72,7 @@ def set_lengthscales(kernel: Kernel, lengthscales: Tensor) -> None:
     for part, dims in input_dimensions(kernel, lengthscales.shape[-1]):
         if isinstance(part, PeriodicKernel):
             _set_period(part, lengthscales[..., dims])
-        elif part.has_lengthscale:
+        elif part.has_lengthscale and not isinstance(part, HammingKernel):
             _set_scale(part, "lengthscale", lengthscales[..., dims])
 
 

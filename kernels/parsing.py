@@ -29,6 +29,7 @@ from sklearn.gaussian_process import kernels as sklearn_kernels
 
 from gpvi.exceptions import InputError
 from gpvi.kernels._parameters import assign_parameter, check_kernel_arguments
+from gpvi.kernels.hamming import HammingKernel
 from gpvi.kernels.linear import LinearKernel
 from gpvi.kernels.sklearn_conversion import from_sklearn
 from gpvi.kernels.structure import input_dimensions
@@ -79,6 +80,10 @@ def _periodic(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
     return PeriodicKernel(ard_num_dims=ard_num_dims, batch_shape=batch_shape)
 
 
+def _hamming(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
+    return HammingKernel(ard_num_dims=ard_num_dims, batch_shape=batch_shape)
+
+
 def _linear(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
     return LinearKernel(batch_shape=batch_shape)
 
@@ -99,6 +104,7 @@ KERNELS: dict[str, KernelEntry] = {
     "rbf": KernelEntry(_rbf),
     "rational_quadratic": KernelEntry(_rational_quadratic),
     "periodic": KernelEntry(_periodic),
+    "hamming": KernelEntry(_hamming),
     "linear": KernelEntry(_linear, variance="variance"),
     "constant": KernelEntry(_constant, variance="constant"),
     "white": KernelEntry(_white, variance="variance"),
@@ -116,12 +122,12 @@ def parse_kernel(
     """GPyTorch kernel from an expression, a GPyTorch kernel or a scikit-learn kernel.
 
     Expressions combine the names ``matern12``, ``matern32``, ``matern52``, ``rbf``,
-    ``rational_quadratic``, ``periodic``, ``linear``, ``constant`` and ``white`` with ``+``, ``*``
-    and parentheses. Every additive term has exactly one amplitude, so that all of them can be
-    identified from data: ``linear``, ``constant`` and ``white`` have their own variance, other
-    names and products are put into a `ScaleKernel`, and inside a product those variances are held
-    at one. Where a product contains sums, the terms of its first sum carry the amplitudes, and the
-    first term of each further sum has none.
+    ``rational_quadratic``, ``periodic``, ``hamming`` (for categorical columns), ``linear``,
+    ``constant`` and ``white`` with ``+``, ``*`` and parentheses. Every additive term has exactly one
+    amplitude, so that all of them can be identified from data: ``linear``, ``constant`` and
+    ``white`` have their own variance, other names and products are put into a `ScaleKernel`, and
+    inside a product those variances are held at one. Where a product contains sums, the terms of
+    its first sum carry the amplitudes, and the first term of each further sum has none.
 
     Parameters
     ----------

@@ -195,7 +195,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         y : Tensor
             Targets `[*b, N]`; rows with NaN get the mean of the others.
         **rows : Tensor
-            Row extras.
+            Row extras. Weights count wherever rows are pooled.
 
         Returns
         -------
@@ -204,9 +204,8 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         """
         y = y if y.is_floating_point() else y.double()
         y, missing, extras = self.prepare(y, y, y.shape[-1 - self.target_dims], rows)
-        extras.pop("weights", None)
         latent = self._initial_latent(y, ~missing, **extras)
-        return None if latent is None else fill_by_mean(latent, ~missing)
+        return None if latent is None else fill_by_mean(latent, ~missing, extras.get("weights"))
 
     def gaussian_noise(self, y: Tensor, **rows: Tensor) -> Tensor | None:
         """Noise variance, if y given f is Gaussian about f.
@@ -326,31 +325,31 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
     def _variational_expectations(
         self, y: Tensor, mean: Tensor, variance: Tensor, **rows: Tensor
     ) -> Tensor:
-        mean, variance, natural_dims = aligned(
-            mean, variance, [y, *rows.values()], self.parameters()
-        )
+        mean, variance, dims = aligned(mean, variance, [y, *rows.values()], self.parameters())
         value = expectation(lambda f: self._log_prob(f, y, **rows), mean, variance, self._rule)
-        return drop_leading_ones(value, natural_dims)
+        return drop_leading_ones(value, dims)
+
+    def _expectation_slopes(
+        self, y: Tensor, mean: Tensor, variance: Tensor, **rows: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """`_variational_expectations` of each row and its derivatives, where there is a short cut."""
+        return None
 
     def _predict_log_density(
         self, y: Tensor, mean: Tensor, variance: Tensor, **rows: Tensor
     ) -> Tensor:
-        mean, variance, natural_dims = aligned(
-            mean, variance, [y, *rows.values()], self.parameters()
-        )
+        mean, variance, dims = aligned(mean, variance, [y, *rows.values()], self.parameters())
         value = log_expectation_exp(
             lambda f: self._log_prob(f, y, **rows), mean, variance, self._rule, _NUM_RECENTRINGS
         )
-        return drop_leading_ones(value, natural_dims)
+        return drop_leading_ones(value, dims)
 
     def _predict_mean_var(
         self, mean: Tensor, variance: Tensor, **rows: Tensor
     ) -> tuple[Tensor, Tensor]:
-        mean, variance, natural_dims = aligned(
-            mean, variance, [mean, *rows.values()], self.parameters()
-        )
+        mean, variance, dims = aligned(mean, variance, [mean, *rows.values()], self.parameters())
         total = mixture_moments(lambda f: self.forward(f, **rows), mean, variance, self._rule)
-        return drop_leading_ones(total[0], natural_dims), drop_leading_ones(total[1], natural_dims)
+        return drop_leading_ones(total[0], dims), drop_leading_ones(total[1], dims)
 
     @torch.no_grad()
     def _predict_quantiles(

@@ -11,6 +11,7 @@ from gpvi.exceptions import InputError
 from gpvi.likelihoods.base import Likelihood
 from gpvi.likelihoods.links import probit_logits
 from gpvi.likelihoods.moments import latent_moments
+from gpvi.linalg.normal import expected_log_ndtr
 from gpvi.linalg.quadrature import expectation
 
 __all__ = ["BernoulliLikelihood"]
@@ -103,6 +104,15 @@ class BernoulliLikelihood(Likelihood):
         if self.link == "probit":
             return torch.special.log_ndtr(latent)
         return torch.nn.functional.logsigmoid(latent)
+
+    def _expectation_slopes(
+        self, y: Tensor, mean: Tensor, variance: Tensor, **rows: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        if self.link != "probit":
+            return None
+        signs = _signs(y)
+        value, by_mean, by_variance = expected_log_ndtr(signs * mean, variance, self._rule)
+        return value, signs * by_mean, by_variance
 
     def _probability(self, mean: Tensor, variance: Tensor) -> Tensor:
         if self.link == "probit":

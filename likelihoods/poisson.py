@@ -87,6 +87,15 @@ class PoissonLikelihood(Likelihood):
         log_rate = self._log_rate(mean, rows.get("exposure"))
         return y * log_rate - (log_rate + 0.5 * variance).exp() - torch.lgamma(y + 1)
 
+    def _expectation_slopes(
+        self, y: Tensor, mean: Tensor, variance: Tensor, **rows: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        if self.link != "log":
+            return None
+        log_rate = self._log_rate(mean, rows.get("exposure"))
+        rate = (log_rate + 0.5 * variance).exp()
+        return y * log_rate - rate - torch.lgamma(y + 1), y - rate, -0.5 * rate
+
     def _predict_mean_var(
         self, mean: Tensor, variance: Tensor, **rows: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -97,9 +106,9 @@ class PoissonLikelihood(Likelihood):
 
     def _initial_latent(self, y: Tensor, observed: Tensor, **rows: Tensor) -> Tensor:
         exposure = rows.get("exposure", torch.ones_like(y)).expand(y.shape)
-        zeros = torch.zeros_like(y)
-        counts = torch.where(observed, y, zeros).sum(-1, keepdim=True)
-        total_exposure = torch.where(observed, exposure, zeros).sum(-1, keepdim=True)
+        weights = observed * rows.get("weights", torch.ones_like(y))
+        counts = (weights * y).sum(-1, keepdim=True)
+        total_exposure = (weights * exposure).sum(-1, keepdim=True)
         # Half a count more keeps the overall rate positive where every count is zero.
         overall = (counts + 0.5) / total_exposure.clamp_min(torch.finfo(y.dtype).tiny)
         rate = 0.5 * (y / exposure + overall)

@@ -195,8 +195,8 @@ def where_missing(missing: Tensor, fill: float, value: Tensor) -> Tensor:
     return torch.where(missing, torch.full_like(value, fill), value)
 
 
-def fill_by_mean(values: Tensor, observed: Tensor) -> Tensor:
-    """Give unobserved rows the mean of the observed ones, 0 if there are none.
+def fill_by_mean(values: Tensor, observed: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Give unobserved rows the (weighted) mean of the observed ones, 0 if there are none.
 
     Parameters
     ----------
@@ -204,6 +204,8 @@ def fill_by_mean(values: Tensor, observed: Tensor) -> Tensor:
         `[*b, N]`.
     observed : Tensor
         Boolean `[*b, N]`.
+    weights : Tensor, optional
+        Of the rows, `[*b, N]`; all one if left out.
 
     Returns
     -------
@@ -215,5 +217,8 @@ def fill_by_mean(values: Tensor, observed: Tensor) -> Tensor:
     >>> fill_by_mean(torch.tensor([1.0, 9.0, 3.0]), torch.tensor([True, False, True]))
     tensor([1., 2., 3.])
     """
-    total = where_missing(~observed, 0.0, values).sum(-1, keepdim=True)
-    return torch.where(observed, values, total / observed.sum(-1, keepdim=True).clamp_min(1))
+    shares = torch.ones_like(values) if weights is None else weights.expand(values.shape)
+    shares = where_missing(~observed, 0.0, shares)
+    total = (shares * where_missing(~observed, 0.0, values)).sum(-1, keepdim=True)
+    weight = shares.sum(-1, keepdim=True)
+    return torch.where(observed, values, total / torch.where(weight > 0, weight, 1.0))

@@ -10,6 +10,7 @@ from torch.distributions import StudentT
 
 from gpvi.exceptions import InputError
 from gpvi.likelihoods.base import Likelihood
+from gpvi.linalg import weighted_median
 
 __all__ = ["ClosedFormStudentT", "StudentTLikelihood"]
 
@@ -101,9 +102,12 @@ class ClosedFormStudentT(Likelihood):
 
     def _initial_latent(self, y: Tensor, observed: Tensor, **rows: Tensor) -> Tensor:
         # Outliers start at three robust standard deviations from the median.
-        known = torch.where(observed, y, torch.full_like(y, float("nan")))
-        median = known.nanmedian(-1, keepdim=True).values.nan_to_num()
-        deviation = (known - median).abs().nanmedian(-1, keepdim=True).values.nan_to_num()
+        known, weights = (
+            torch.where(observed, y, torch.full_like(y, float("nan"))),
+            rows.get("weights"),
+        )
+        median = weighted_median(known, weights).nan_to_num().unsqueeze(-1)
+        deviation = weighted_median((known - median).abs(), weights).nan_to_num().unsqueeze(-1)
         reach = 3 * 1.4826 * torch.where(deviation > 0, deviation, float("inf"))
         return torch.minimum(torch.maximum(y, median - reach), median + reach)
 

@@ -21,10 +21,13 @@ RANKS = {
     "gpvi.strategies": 5,
     "gpvi.models": 5,
     "gpvi.bridge": 5,
-    "gpvi.estimators": 6,
+    "gpvi.persistence": 6,
+    "gpvi.estimators": 7,
+    # They read or draw what the layers return, and so stand above them.
+    "gpvi.metrics": 8,
+    "gpvi.datasets": 8,
+    "gpvi.plotting": 9,
 }
-# Modules directly below gpvi/ that read or draw what the layers return, and so stand above them.
-ABOVE = {"gpvi.persistence": 7, "gpvi.plotting": 7}
 MAX_LINES = 450
 
 
@@ -74,12 +77,11 @@ def test_every_package_has_a_layer(graph: dict[str, set[str]], source_root: Path
 
 
 def test_lower_layers_never_import_upper_ones(graph: dict[str, set[str]]) -> None:
-    ranks = RANKS | ABOVE
     wrong = [
         f"{importer} imports {target}"
         for importer, targets in graph.items()
         for target in targets
-        if importer in ranks and target in ranks and ranks[target] > ranks[importer]
+        if importer in RANKS and target in RANKS and RANKS[target] > RANKS[importer]
     ]
     assert not wrong
 

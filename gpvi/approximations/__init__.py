@@ -1,7 +1,7 @@
 """Structured Gaussian priors: what is conditioned on Gaussian sites."""
 
 from gpvi.approximations._residual import ResidualDraw
-from gpvi.approximations.base import Approximation, Posterior, Prior
+from gpvi.approximations.base import Approximation, Prior
 from gpvi.approximations.exact import Exact, ExactPrior
 from gpvi.approximations.exact_posterior import ExactPosterior
 from gpvi.approximations.gaussian_process import GaussianProcess, GaussianProcessLike
@@ -9,7 +9,9 @@ from gpvi.approximations.grouped import GroupedPosterior, GroupedPrior
 from gpvi.approximations.inducing import InducingPoints
 from gpvi.approximations.inducing_prior import InducingPosterior, InducingPrior
 from gpvi.approximations.moments import Draw, Marginals
+from gpvi.approximations.pathwise import Paths, sample_paths
 from gpvi.approximations.plan import GroupIndex, Plan
+from gpvi.approximations.posterior import Posterior
 from gpvi.approximations.selection import SELECTION_METHODS, select_inducing_points
 from gpvi.approximations.sites import Sites, SiteSpace
 from gpvi.approximations.white import White, WhitePosterior, WhitePrior
@@ -30,6 +32,7 @@ __all__ = [
     "InducingPosterior",
     "InducingPrior",
     "Marginals",
+    "Paths",
     "Plan",
     "Posterior",
     "Prior",
@@ -39,5 +42,6 @@ __all__ = [
     "White",
     "WhitePosterior",
     "WhitePrior",
+    "sample_paths",
     "select_inducing_points",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 from gpvi.exceptions import InputError, UnsupportedError
 
 if TYPE_CHECKING:
-    from gpvi.approximations.base import Posterior
+    from gpvi.approximations.posterior import Posterior
 
 
 def refuse_groups(posterior: "Posterior", groups: Tensor | None) -> None:

@@ -13,168 +13,19 @@ Shapes: ``b`` are batch dims (latents last among them), rows N, basis size M, sa
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import cached_property
 from typing import Self
 
-import gpytorch
 import torch
 from torch import Tensor
 
 from gpvi.approximations._detach import detached
-from gpvi.approximations._lazy import on_graph
-from gpvi.approximations._residual import ResidualDraw
 from gpvi.approximations.gaussian_process import GaussianProcessLike
-from gpvi.approximations.moments import Draw, Marginals
 from gpvi.approximations.plan import Plan
+from gpvi.approximations.posterior import Posterior
 from gpvi.approximations.sites import Sites, SiteSpace
 from gpvi.exceptions import InputError, UnsupportedError
 
-__all__ = ["Approximation", "Posterior", "Prior"]
-
-
-class Posterior(ABC):
-    """A structured Gaussian posterior, immutable; nothing else is needed by an objective.
-
-    Attributes
-    ----------
-    prior : Prior
-        What was conditioned.
-    sites : Sites
-        What it was conditioned on.
-    """
-
-    prior: "Prior"
-    sites: Sites
-
-    @property
-    @abstractmethod
-    def log_partition(self) -> Tensor:
-        """``log E_prior[exp(sum log t)]``, total."""
-
-    @abstractmethod
-    def kl(self) -> Tensor:
-        """``KL(q || prior)``, total."""
-
-    def marginals(self) -> Marginals:
-        """Moments at the data rows, computed once.
-
-        Returns
-        -------
-        Marginals
-            Shape [*b, N].
-        """
-        return self._kept_marginals
-
-    @cached_property
-    def _kept_marginals(self) -> Marginals:
-        with on_graph():
-            return self._marginals()
-
-    @abstractmethod
-    def _marginals(self) -> Marginals: ...
-
-    @abstractmethod
-    def predict(
-        self, x: Tensor, joint: bool = False, groups: Tensor | None = None
-    ) -> Marginals | gpytorch.distributions.MultivariateNormal:
-        """Moments anywhere.
-
-        Parameters
-        ----------
-        x : Tensor, shape [*g, N_new, D]
-            Inputs.
-        joint : bool
-            Whether to return the full covariance.
-        groups : Tensor of int, shape [N_new], optional
-            The group of every new row, for a posterior over flat groups.
-
-        Returns
-        -------
-        Marginals or MultivariateNormal
-            The latter if ``joint``.
-        """
-
-    @abstractmethod
-    def rsample(
-        self,
-        shape: torch.Size | tuple[int, ...] = (),
-        x: Tensor | None = None,
-        residual: ResidualDraw = "joint",
-        generator: torch.Generator | None = None,
-    ) -> Draw:
-        """Reparametrised joint samples.
-
-        Parameters
-        ----------
-        shape : sequence of int
-            Sample shape S.
-        x : Tensor, shape [*g, N_new, D], optional
-            Where; the data rows if left out.
-        residual : {"joint", "independent", "none"}
-            How the part of f that the basis leaves open is drawn. Only "joint" samples q;
-            independent residuals turn importance-weighted bounds into those of another model.
-        generator : torch.Generator, optional
-            Source of randomness; a fresh one seeded by torch if left out.
-
-        Returns
-        -------
-        Draw
-            Values and basis.
-        """
-
-    def log_ratio(self, draw: Draw) -> Tensor:
-        """``log p(basis) - log q(basis)`` of a draw from this posterior, total.
-
-        Parameters
-        ----------
-        draw : Draw
-            With ``basis`` of shape [*S, *b, M].
-
-        Returns
-        -------
-        Tensor, shape [*S, *total]
-            Log weights of the prior against q.
-        """
-        return self.log_partition - self.sites.log_value(self._site_values(draw.basis))
-
-    def sum_rows(self, values: Tensor) -> Tensor:
-        """Sum values given per data row into a total.
-
-        Parameters
-        ----------
-        values : Tensor, shape [*b, N]
-            One value per row.
-
-        Returns
-        -------
-        Tensor
-            Total, shape [*b], or [G, *b] for flat groups.
-        """
-        return values.sum(-1)
-
-    def compact(self) -> "Posterior":
-        """The same q for prediction, without what only the data rows needed (itself by default).
-
-        Returns
-        -------
-        Posterior
-            Predicts the same.
-        """
-        return self
-
-    def detach(self) -> Self:
-        """The same posterior off the graph; it can be pickled and copied.
-
-        Returns
-        -------
-        Posterior
-            With every tensor detached.
-        """
-        return detached(self)
-
-    @abstractmethod
-    def _site_values(self, basis: Tensor) -> Tensor:
-        """The values, in the space of the sites, that basis values imply."""
+__all__ = ["Approximation", "Prior"]
 
 
 class Prior(ABC):
@@ -236,6 +87,38 @@ class Prior(ABC):
         self._check_sites(sites)
         # A copy: site buffers are often updated in place, and a posterior must not move with them.
         return self._condition(Sites(sites.lam1.clone(), sites.lam2.clone(), sites.on))
+
+    def tangent(
+        self, posterior: "Posterior", mean: Tensor, explained: Tensor, residual: Tensor | None
+    ) -> Tensor:
+        r"""Scalar with the gradient of an objective at held sites; its own value means nothing.
+
+        .. math:: \nabla \Bigl[ \log Z + \sum_n (a_n m_n + b_n v_n + c_n d_n) \Bigr]
+
+        in everything this prior depends on, with weights a, b, c of the marginal means, explained
+        variances and residuals. Any objective of a posterior on these sites has this form to first
+        order.
+
+        Parameters
+        ----------
+        posterior : Posterior
+            This prior, possibly detached, conditioned on data sites.
+        mean, explained : Tensor, shape [*b, N]
+            Weights a and b.
+        residual : Tensor, shape [*b, N], or None
+            Weights c, where there is a residual.
+
+        Returns
+        -------
+        Tensor, scalar
+            On the graph.
+        """
+        held = self.condition(posterior.sites.detach())
+        moments = held.marginals()
+        scalar = held.log_partition.sum() + (mean * moments.mean + explained * moments.explained).sum()
+        if residual is None or moments.residual is None:
+            return scalar
+        return scalar + (residual * moments.residual).sum()
 
     @abstractmethod
     def whiten(self, basis: Tensor) -> Tensor:
@@ -376,7 +259,14 @@ class Approximation(torch.nn.Module, ABC):
         return Plan.build(x, groups)
 
     def collapsed_objective(
-        self, gp: GaussianProcessLike, x: Tensor, y: Tensor, noise: Tensor, *, tighter: bool
+        self,
+        gp: GaussianProcessLike,
+        x: Tensor,
+        y: Tensor,
+        noise: Tensor,
+        *,
+        tighter: bool,
+        copies: Tensor | None = None,
     ) -> Tensor | None:
         """Bound of a Gaussian likelihood as one operation, where the approximation has one.
 
@@ -392,6 +282,8 @@ class Approximation(torch.nn.Module, ABC):
             Noise variances.
         tighter : bool
             Whether to use the tightened bound.
+        copies : Tensor, shape [N], optional
+            How many rows with independent residuals each row stands for in the tightened bound.
 
         Returns
         -------

@@ -24,6 +24,7 @@ def collapsed_objective(
     *,
     jitter: float,
     tighter: bool,
+    copies: Tensor | None = None,  # shape: [N]
 ) -> Tensor:
     """Collapsed inducing-point bound of a Gaussian process, total nats.
 
@@ -44,6 +45,8 @@ def collapsed_objective(
         Relative jitter of Kzz.
     tighter : bool
         Whether to use the tightened bound.
+    copies : Tensor, shape [N], optional
+        How many rows with independent residuals each row stands for in the tightened bound.
 
     Returns
     -------
@@ -63,12 +66,19 @@ def collapsed_objective(
             noise,
             jitter=jitter,
             tighter=tighter,
+            copies=copies,
         )
     Kzz = gp.covariance(z)
     mean_diagonal = Kzz.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
     Kzz = Kzz + torch.diag_embed(jitter * mean_diagonal.expand(Kzz.shape[:-1]))
     return collapsed_bound(
-        Kzz, gp.covariance(z, x), gp.variance(x), targets, noise, tighter=tighter
+        Kzz,
+        gp.covariance(z, x),
+        gp.variance(x),
+        targets,
+        noise,
+        tighter=tighter,
+        copies=copies,
     )
 
 

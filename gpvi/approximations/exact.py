@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from gpvi.approximations._lazy import on_graph
-from gpvi.approximations.base import Approximation, Posterior, Prior
+from gpvi.approximations.base import Approximation, Prior
 from gpvi.approximations.collapsed import exact_objective
 from gpvi.approximations.exact_posterior import ExactPosterior, WidePosterior, whiten_sites
 from gpvi.approximations.gaussian_process import GaussianProcessLike
 from gpvi.approximations.plan import Plan
+from gpvi.approximations.posterior import Posterior
 from gpvi.approximations.sites import Sites
 from gpvi.linalg import (
     mat_vec,
@@ -55,7 +56,14 @@ class Exact(Approximation):
     whole_data = True
 
     def collapsed_objective(
-        self, gp: GaussianProcessLike, x: Tensor, y: Tensor, noise: Tensor, *, tighter: bool
+        self,
+        gp: GaussianProcessLike,
+        x: Tensor,
+        y: Tensor,
+        noise: Tensor,
+        *,
+        tighter: bool,
+        copies: Tensor | None = None,
     ) -> Tensor:
         """Log evidence of a Gaussian likelihood in one operation with an analytic adjoint.
 
@@ -71,6 +79,8 @@ class Exact(Approximation):
             Noise variances.
         tighter : bool
             No difference here: nothing is left open.
+        copies : Tensor, shape [N], optional
+            No difference here either.
 
         Returns
         -------

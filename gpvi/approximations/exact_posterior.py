@@ -1,5 +1,6 @@
 """Posteriors of the exact prior, for site precisions that are non-negative and for others."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -10,10 +11,17 @@ from torch import Tensor
 
 from gpvi.approximations._checks import check_new_inputs, refuse_groups
 from gpvi.approximations._lazy import on_graph
-from gpvi.approximations._random import align_samples
-from gpvi.approximations._residual import ResidualDraw, check_residual, sample_residual
-from gpvi.approximations.base import Posterior
+from gpvi.approximations._random import align_samples, standard_normal
+from gpvi.approximations._residual import (
+    ResidualDraw,
+    check_residual,
+    sample_residual,
+    zero_safe_sqrt,
+)
+from gpvi.approximations._site_root import site_root
+from gpvi.approximations.cavity import cavity, gap_from_factor
 from gpvi.approximations.moments import Draw, Marginals, joint_normal
+from gpvi.approximations.posterior import Posterior
 from gpvi.approximations.sites import Sites
 from gpvi.approximations.whitened import WhitenedGaussian
 from gpvi.linalg import (
@@ -32,16 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ExactPosterior", "WidePosterior", "whiten_sites"]
 
-
-def _site_root(prior: "ExactPrior", lam2: Tensor) -> Tensor:
-    """``s = sqrt(lam2)`` with a slope at 0 that yields the right derivatives of everything else.
-
-    The slope of a bare square root at 0 is infinite, and a guarded one drops the derivative by the
-    precision of an unobserved row. What is added moves no result by more than rounding.
-    """
-    variance = prior.covariance.detach().diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
-    tiny = torch.finfo(lam2.dtype).eps / (4.0 * variance.clamp_min(torch.finfo(lam2.dtype).tiny))
-    return (lam2 + tiny).sqrt()
+# Sites of at least this precision relative to the prior's are divided by their root.
+_STRONG = 1e-3
 
 
 def whiten_sites(prior: "ExactPrior", sites: Sites) -> WhitenedGaussian:
@@ -143,13 +143,12 @@ class ExactPosterior(_ExactBase):
     @classmethod
     def build(cls, prior: "ExactPrior", sites: Sites) -> "ExactPosterior":
         """Factorise B and solve for the weights."""
-        root = _site_root(prior, sites.lam2)
+        root = site_root(sites.lam2, prior.covariance.diagonal(dim1=-2, dim2=-1))
         scaled = root.unsqueeze(-1) * prior.covariance * root.unsqueeze(-2)
         eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
         factor = safe_cholesky(scaled + eye, name="I + sKs").factor
         centred = sites.lam1 - sites.lam2 * prior.x_mean
-        projected = root * mat_vec(prior.covariance, centred)
-        weights = centred - root * _solve(factor, projected)
+        weights = _weigh(prior.covariance, root, factor, centred)
         return cls(prior, sites, root, factor, weights)
 
     @property
@@ -218,6 +217,44 @@ class ExactPosterior(_ExactBase):
         variance = self.prior.gp.variance(x) - sum_of_squares(half)
         return Marginals(mean, variance.clamp_min(0.0))
 
+    def leave_one_out(self) -> Marginals:
+        """Moments of every row given all others; see :meth:`Posterior.leave_one_out`.
+
+        Returns
+        -------
+        Marginals
+            Accurate for any noise: nothing is divided out of the posterior itself.
+        """
+        return cavity(self.marginals(), self.sites, gap_from_factor(self.factor), self.weights)
+
+    def path_weights(
+        self, prior_path: Callable[[Tensor], Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Matheron's rule without ``K^-1`` and without targets; see :meth:`Posterior.path_weights`.
+
+        Parameters
+        ----------
+        prior_path : callable
+            Draws of the prior.
+        generator : torch.Generator
+            Source of randomness.
+
+        Returns
+        -------
+        inputs : Tensor, shape [*g, N, D]
+            The data rows.
+        weights : Tensor, shape [S, *b, N]
+            Zero on rows without a site.
+        """
+        prior = self.prior
+        mean = prior.x_mean + prior_path(prior.x)
+        # The natural parameter of noisy targets less that of the path: zero where nothing was seen.
+        noise = standard_normal(tuple(mean.shape), mean, generator)
+        lam1 = self.sites.lam1 + zero_safe_sqrt(self.sites.lam2) * noise
+        return prior.x, _weigh(
+            prior.covariance, self.root, self.factor, lam1 - self.sites.lam2 * mean
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class WidePosterior(_ExactBase):
@@ -280,6 +317,37 @@ class WidePosterior(_ExactBase):
         spare = (self.prior.gp.variance(x) - sum_of_squares(features)).clamp_min(0.0)
         return Marginals(mean, explained + spare)
 
+    def path_weights(
+        self, prior_path: Callable[[Tensor], Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Through the factor of the prior; see :meth:`Posterior.path_weights`.
 
-def _solve(factor: Tensor, vectors: Tensor) -> Tensor:
-    return solve_lower_transposed_vec(factor, solve_lower_vec(factor, vectors))
+        Parameters
+        ----------
+        prior_path : callable
+            Draws of the prior.
+        generator : torch.Generator
+            Source of randomness.
+
+        Returns
+        -------
+        inputs : Tensor, shape [*g, N, D]
+            The data rows.
+        weights : Tensor, shape [S, *b, N]
+            ``L^-T (e - L^-1 g)`` with e drawn from q.
+        """
+        prior = self.prior
+        weights = self.whitened.path_weights(prior.factor, prior_path(prior.x), generator)
+        return prior.x, weights if prior.observed is None else weights * prior.observed
+
+
+def _weigh(covariance: Tensor, root: Tensor, factor: Tensor, centred: Tensor) -> Tensor:
+    """``(I + Lam K)^-1 c`` for centred first natural parameters c, shape [*S, *b, N]."""
+    # Two forms of one thing, s B^-1 (c / s) and c - s B^-1 sKc: the second loses digits where noise is
+    # small, the first where a site says next to nothing.
+    variance = covariance.detach().diagonal(dim1=-2, dim2=-1)
+    strong = root.detach().square() * variance > _STRONG
+    scaled = torch.where(strong, centred / root, 0.0)
+    weak = torch.where(strong, 0.0, centred)
+    rest = scaled - root * mat_vec(covariance, weak)
+    return weak + root * solve_lower_transposed_vec(factor, solve_lower_vec(factor, rest))

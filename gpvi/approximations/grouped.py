@@ -4,6 +4,7 @@ Rows of different groups share hyperparameters and nothing else. Inside, group g
 leading batch dim; outside, rows stay flat ``[*b, N]`` and totals are ``[G, *b]``.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import gpytorch
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from gpvi.approximations._residual import ResidualDraw
-from gpvi.approximations.base import Posterior, Prior
+from gpvi.approximations.base import Prior
 from gpvi.approximations.gaussian_process import GaussianProcessLike
 from gpvi.approximations.moments import Draw, Marginals
 from gpvi.approximations.plan import GroupIndex
+from gpvi.approximations.posterior import Posterior
 from gpvi.approximations.sites import Sites
 from gpvi.exceptions import InputError, UnsupportedError
 
@@ -213,6 +215,43 @@ class GroupedPosterior(Posterior):
         # Sample dims lead: bring the group dim to the front before mapping rows back.
         values = draw.values.movedim(len(shape), 0)
         return Draw(self.prior.index.flatten(values), draw.basis)
+
+    def leave_one_out(self) -> Marginals:
+        """Moments of every row given the others of its group; see :meth:`Posterior.leave_one_out`.
+
+        Returns
+        -------
+        Marginals
+            Shape [*b, N], in the order of the flat rows.
+        """
+        return self._flatten(self.inner.leave_one_out())
+
+    def path_weights(
+        self, prior_path: Callable[[Tensor], Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Refused: flat groups share no function.
+
+        Parameters
+        ----------
+        prior_path : callable
+            Not used.
+        generator : torch.Generator
+            Not used.
+
+        Returns
+        -------
+        tuple of Tensor
+            Never.
+
+        Raises
+        ------
+        UnsupportedError
+            Always.
+        """
+        raise UnsupportedError(
+            "Every group of a GroupedPosterior has functions of its own; sample those of "
+            "posterior.inner, whose leading dim is the group."
+        )
 
     def log_ratio(self, draw: Draw) -> Tensor:
         """``log p(basis) - log q(basis)``, shape [*S, G, *b]."""

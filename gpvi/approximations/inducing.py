@@ -139,6 +139,7 @@ class InducingPoints(Approximation):
         noise: Tensor,
         *,
         tighter: bool,
+        copies: Tensor | None = None,
     ) -> Tensor:
         """Gaussian-likelihood bound in one operation with an analytic adjoint.
 
@@ -154,6 +155,8 @@ class InducingPoints(Approximation):
             Noise variances.
         tighter : bool
             Whether to use the tightened bound of Titsias (2025).
+        copies : Tensor, shape [N], optional
+            How many rows with independent residuals each row stands for in the tightened bound.
 
         Returns
         -------
@@ -161,7 +164,10 @@ class InducingPoints(Approximation):
             Total nats.
         """
         z = self._points(x)
-        return collapsed_objective(gp, x, z, y, noise, jitter=self._jitter(x), tighter=tighter)
+        jitter = self._jitter(x)
+        return collapsed_objective(
+            gp, x, z, y, noise, jitter=jitter, tighter=tighter, copies=copies
+        )
 
     def _prior(self, gp: GaussianProcessLike, x: Tensor, plan: Plan) -> "InducingPrior":
         # The snapshot keeps the prior as it is when the optimiser moves the inducing inputs in

@@ -28,12 +28,20 @@ from gpvi.approximations._random import align_samples
 from gpvi.approximations._residual import (
     ResidualDraw,
     check_residual,
-    residual_variance,
     sample_residual,
 )
-from gpvi.approximations.base import Posterior, Prior
+from gpvi.approximations._site_root import site_root
+from gpvi.approximations.base import Prior
+from gpvi.approximations.cavity import (
+    cavity,
+    check_rows_have_sites,
+    gap_from_factor,
+    gap_from_moments,
+)
+from gpvi.approximations.features import factorise_inducing, inducing_features
 from gpvi.approximations.gaussian_process import GaussianProcessLike
 from gpvi.approximations.moments import Draw, Marginals, joint_normal
+from gpvi.approximations.posterior import Posterior
 from gpvi.approximations.sites import Sites
 from gpvi.approximations.whitened import WhitenedGaussian
 from gpvi.exceptions import InputError
@@ -43,9 +51,9 @@ from gpvi.linalg import (
     log_det_from_cholesky,
     mat_vec,
     safe_cholesky,
-    solve_lower,
     solve_lower_transposed,
     solve_lower_vec,
+    sum_of_squares,
 )
 
 __all__ = ["InducingPosterior", "InducingPrior"]
@@ -92,8 +100,8 @@ class InducingPrior(Prior):
     @classmethod
     def build(cls, gp: GaussianProcessLike, x: Tensor, z: Tensor, jitter: float) -> "InducingPrior":
         """Evaluate and factorise (``gp`` is a snapshot already)."""
-        result = safe_cholesky(gp.covariance(z), jitter=jitter, name="Kzz", inputs=z)
-        features, residual = _features(gp, z, result.factor, x)
+        result = factorise_inducing(gp, z, jitter)
+        features, residual = inducing_features(gp, z, result.factor, x)
         return cls(
             gp, x, z, gp.mean(z), result.factor, features, gp.mean(x), residual, result.jitter
         )
@@ -182,6 +190,40 @@ class InducingPrior(Prior):
         lam1 = mat_vec(weights, sites.lam1 - sites.lam2 * offset)
         return Sites(lam1, (weights * sites.lam2.unsqueeze(-2)) @ weights.mT, on="basis")
 
+    def tangent(
+        self, posterior: Posterior, mean: Tensor, explained: Tensor, residual: Tensor | None
+    ) -> Tensor:
+        """Analytic form of :meth:`Prior.tangent`: no backward pass through factorisations of W.
+
+        Parameters
+        ----------
+        posterior : InducingPosterior
+            On data sites.
+        mean, explained : Tensor, shape [*b, N]
+            Weights of means and explained variances.
+        residual : Tensor, shape [*b, N]
+            Weights of the residuals.
+
+        Returns
+        -------
+        Tensor, scalar
+            On the graph.
+        """
+        assert isinstance(posterior, InducingPosterior) and residual is not None
+        with torch.no_grad():
+            by_features, by_mean = posterior.whitened.slopes(
+                self.features.detach(),
+                posterior.sites,
+                posterior.marginals().mean,
+                mean,
+                explained,
+            )
+        return (
+            (by_features * self.features).sum()
+            + (by_mean * self.x_mean).sum()
+            + (residual * self.x_residual).sum()
+        )
+
     def _condition(self, sites: Sites) -> "InducingPosterior":
         return InducingPosterior(self, sites, *_SITE_FORMS[sites.on](self, sites))
 
@@ -242,7 +284,7 @@ class InducingPosterior(Posterior):
         refuse_groups(self, groups)
         check_new_inputs(self, x)
         prior = self.prior
-        features, residual = _features(prior.gp, prior.z, prior.z_factor, x)
+        features, residual = inducing_features(prior.gp, prior.z, prior.z_factor, x)
         mean, explained = self.whitened.project(features)
         mean = prior.gp.mean(x) + mean
         if not joint:
@@ -284,13 +326,65 @@ class InducingPosterior(Posterior):
             x, features, mean = prior.x, prior.features, prior.x_mean
         else:
             check_new_inputs(self, x)
-            features, _ = _features(prior.gp, prior.z, prior.z_factor, x)
+            features, _ = inducing_features(prior.gp, prior.z, prior.z_factor, x)
             mean = prior.gp.mean(x)
         whitened = self.whitened.rsample(shape, generator)
         aligned = align_samples(whitened, len(shape), features.shape[:-2])
         values = mean + mat_vec(features.mT, aligned)
         values = sample_residual(prior.gp, x, features, values, residual, generator)
         return Draw(values, prior.unwhiten(whitened))
+
+    def leave_one_out(self) -> Marginals:
+        """Moments of every row given all other sites; see :meth:`Posterior.leave_one_out`.
+
+        Returns
+        -------
+        Marginals
+            With the residual of every row.
+        """
+        check_rows_have_sites(type(self).__name__, self.sites)
+        moments, sites = self.marginals(), self.sites
+        weights = sites.lam1 - sites.lam2 * moments.mean
+        return cavity(moments, sites, self._gap(moments.explained), weights)
+
+    def _gap(self, explained: Tensor) -> Tensor:
+        features, lam2 = self.prior.features, self.sites.lam2
+        if bool((lam2 < 0).any()):
+            return gap_from_moments(lam2, explained)
+        prior_variance = sum_of_squares(features)
+        if features.shape[-1] <= features.shape[-2]:
+            # Rows can only determine themselves where they are as few as the inducing points; then
+            # this form is as cheap as the other.
+            scaled = features * site_root(lam2, prior_variance).unsqueeze(-2)
+            eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
+            return gap_from_factor(safe_cholesky(eye + scaled.mT @ scaled, name="I + sQs").factor)
+        # No cavity is wider than the prior; only rounding could say otherwise. (A maximum would split
+        # its gradient where both are one, at rows without a site.)
+        gap, least = 1.0 - lam2 * explained, 1.0 / (1.0 + lam2 * prior_variance)
+        return torch.where(gap < least, least, gap)
+
+    def path_weights(
+        self, prior_path: Callable[[Tensor], Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Weights of the inducing points; see :meth:`Posterior.path_weights`.
+
+        Parameters
+        ----------
+        prior_path : callable
+            Draws of the prior.
+        generator : torch.Generator
+            Source of randomness.
+
+        Returns
+        -------
+        inputs : Tensor, shape [*b, M, D]
+            The inducing inputs.
+        weights : Tensor, shape [S, *b, M]
+            ``L^-T (e - L^-1 g)`` with e drawn from q.
+        """
+        prior = self.prior
+        path = prior_path(prior.z)
+        return prior.z, self.whitened.path_weights(prior.z_factor, path, generator)
 
     def compact(self) -> "InducingPosterior":
         """The same q without data rows, its sites moved onto the whitened basis.
@@ -322,13 +416,6 @@ class InducingPosterior(Posterior):
         if self.sites.on == "whitened":
             return whitened
         return self.prior.x_mean + mat_vec(self.prior.features.mT, whitened)
-
-
-def _features(
-    gp: GaussianProcessLike, z: Tensor, z_factor: Tensor, x: Tensor
-) -> tuple[Tensor, Tensor]:
-    features = solve_lower(z_factor, gp.covariance(z, x))
-    return features, residual_variance(gp, x, features)
 
 
 def _from_data(prior: InducingPrior, sites: Sites) -> tuple[WhitenedGaussian, Tensor]:

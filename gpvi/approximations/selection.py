@@ -125,7 +125,9 @@ def _kmeans_plus_plus(rows: Tensor, count: int, generator: torch.Generator) -> T
     scale = rows.std(0, correction=0)
     scaled = rows / torch.where(scale > 0, scale, torch.ones_like(scale))
     _, index = kmeans_plusplus(scaled.cpu().numpy(), count, random_state=seed)
-    return rows[torch.as_tensor(index, device=rows.device)]
+    # Rows so close that rounding hides their distance may be drawn twice; others take their place.
+    order = dict.fromkeys([*index.tolist(), *range(len(rows))])
+    return rows[torch.tensor(list(order)[:count], device=rows.device)]
 
 
 def _permutation(size: int, generator: torch.Generator) -> Tensor:

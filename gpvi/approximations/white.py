@@ -14,10 +14,11 @@ from torch import Tensor
 from gpvi.approximations._checks import check_new_inputs, refuse_groups
 from gpvi.approximations._random import standard_normal
 from gpvi.approximations._residual import ResidualDraw, check_residual
-from gpvi.approximations.base import Approximation, Posterior, Prior
+from gpvi.approximations.base import Approximation, Prior
 from gpvi.approximations.gaussian_process import GaussianProcessLike
 from gpvi.approximations.moments import Draw, Marginals, joint_normal
 from gpvi.approximations.plan import Plan
+from gpvi.approximations.posterior import Posterior
 from gpvi.approximations.sites import Sites
 from gpvi.exceptions import NumericalError, UnsupportedError
 from gpvi.kernels import is_white
@@ -251,6 +252,17 @@ class WhitePosterior(Posterior):
         mean, variance, _ = self._moments()
         values = mean + variance.sqrt() * standard_normal((*shape, *mean.shape), mean, generator)
         return Draw(values, values)
+
+    def leave_one_out(self) -> Marginals:
+        """Moments of every row given all others: those of the prior.
+
+        Returns
+        -------
+        Marginals
+            Shape [*b, N].
+        """
+        shape = self.marginals().mean.shape
+        return Marginals(self.prior.x_mean.expand(shape), self.prior.x_variance.expand(shape))
 
     def _site_values(self, basis: Tensor) -> Tensor:
         return basis

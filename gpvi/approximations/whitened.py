@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gpvi.approximations._lazy import on_graph
 from gpvi.approximations._random import standard_normal
+from gpvi.approximations.sites import Sites
 from gpvi.linalg import (
     log_det_from_cholesky,
     mat_vec,
@@ -101,10 +102,73 @@ class WhitenedGaussian:
         mean = mat_vec(features.mT, self.mean)
         return mean, sum_of_squares(solve_lower(self.factor, features))
 
+    def slopes(
+        self, features: Tensor, sites: Sites, at: Tensor, mean: Tensor, explained: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Derivatives of ``log Z + sum(mean * m + explained * v)`` at held data sites.
+
+        With ``S = W^-1``, ``p = lam1 - lam2 m``, ``a = S F mean``, the derivative by the prior mean is
+        ``b = p + mean - lam2 F'a``, and that by F is
+        ``mu b' + a p' + S F diag(2 explained - lam2) - 2 S F diag(explained) F' S F diag(lam2)``.
+
+        Parameters
+        ----------
+        features : Tensor, shape [*b, M, N]
+            ``F``.
+        sites : Sites
+            On the rows; q(e) is the result of conditioning on them.
+        at : Tensor, shape [*b, N]
+            Marginal means m.
+        mean, explained : Tensor, shape [*b, N]
+            Weights of means and of variances ``v = diag(F' S F)``.
+
+        Returns
+        -------
+        by_features : Tensor, shape [*b, M, N]
+            Derivative by F.
+        by_mean : Tensor, shape [*b, N]
+            Derivative by the prior mean of the rows.
+        """
+        # Row-major [N, M], as stationary features are.
+        rows = features.mT
+        covariance = torch.cholesky_inverse(self.factor)
+        spread = rows @ covariance
+        rest = sites.lam1 - sites.lam2 * at
+        pull = mat_vec(spread.mT, mean)
+        by_mean = rest + mean - sites.lam2 * mat_vec(rows, pull)
+        inner = (spread * explained.unsqueeze(-1)).mT @ spread
+        by_rows = spread * (2.0 * explained - sites.lam2).unsqueeze(-1)
+        by_rows -= (rows @ inner) * (2.0 * sites.lam2).unsqueeze(-1)
+        by_rows += by_mean.unsqueeze(-1) * self.mean.unsqueeze(-2)
+        by_rows += rest.unsqueeze(-1) * pull.unsqueeze(-2)
+        return by_rows.mT, by_mean
+
     def covariance(self, features: Tensor) -> Tensor:
         """Covariance of ``F'e``, shape [*b, N, N]."""
         half = solve_lower(self.factor, features)
         return half.mT @ half
+
+    def path_weights(
+        self, prior_factor: Tensor, path: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Weights ``L^-T (e - L^-1 g)`` that move basis values of prior paths to draws of q.
+
+        Parameters
+        ----------
+        prior_factor : Tensor, shape [*b, M, M]
+            ``L``, the Cholesky factor of the prior covariance of the basis.
+        path : Tensor, shape [S, *b, M]
+            Basis values g of draws of the prior, without its mean.
+        generator : torch.Generator
+            Source of randomness for e.
+
+        Returns
+        -------
+        Tensor, shape [S, *b, M]
+            To be multiplied by covariances with the basis values.
+        """
+        gap = self.rsample(path.shape[:1], generator) - solve_lower_vec(prior_factor, path)
+        return solve_lower_transposed_vec(prior_factor, gap)
 
     def rsample(
         self, shape: torch.Size | tuple[int, ...], generator: torch.Generator | None

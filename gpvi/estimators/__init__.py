@@ -1,6 +1,28 @@
 """scikit-learn estimators."""
 
+from gpvi.estimators.classifier import GPClassifier
+from gpvi.estimators.counts import GPCountRegressor
+from gpvi.estimators.functions import FunctionSamples
+from gpvi.estimators.hyperparameters import Fixed, Free
 from gpvi.estimators.regressor import GPRegressor
+from gpvi.estimators.reporting import (
+    FitSummary,
+    HyperparameterRow,
+    LeaveOneOut,
+    LeaveOneOutClasses,
+)
 from gpvi.estimators.scaling import Standardizer
 
-__all__ = ["GPRegressor", "Standardizer"]
+__all__ = [
+    "FitSummary",
+    "Fixed",
+    "Free",
+    "FunctionSamples",
+    "GPClassifier",
+    "GPCountRegressor",
+    "GPRegressor",
+    "HyperparameterRow",
+    "LeaveOneOut",
+    "LeaveOneOutClasses",
+    "Standardizer",
+]

@@ -31,41 +31,84 @@ class Standardizer:
     scale: np.ndarray
 
     @classmethod
-    def fit(cls, values: np.ndarray, *, common_scale: bool = False) -> Self:
+    def fit(
+        cls,
+        values: np.ndarray,
+        *,
+        weights: np.ndarray | None = None,
+        common_scale: bool = False,
+        skip: np.ndarray | None = None,
+    ) -> Self:
         """Mean and standard deviation of every column.
 
         Parameters
         ----------
         values : ndarray, shape [N] or [N, D]
             Finite numbers.
+        weights : ndarray, shape [N], optional
+            Positive row weights.
         common_scale : bool
             Use one scale for all columns, which keeps distances isotropic.
+        skip : ndarray of bool, shape [D], optional
+            Columns to leave as they are (codes of categories).
 
         Returns
         -------
         Standardizer
             A constant column keeps scale 1.
         """
-        offset, scale = values.mean(0), values.std(0)
+        # Dividing by the largest magnitude first keeps the squares of huge values finite.
+        size = np.maximum(np.abs(values).max(0), np.finfo(np.float64).tiny)
+        offset = np.average(values / size, axis=0, weights=weights)
+        scale = np.sqrt(np.average((values / size - offset) ** 2, axis=0, weights=weights))
+        offset, scale = offset * size, scale * size
         # The mean of a constant column is rounded, so its deviation says nothing.
         low, high = values.min(0), values.max(0)
         constant = high - low <= 4.0 * np.spacing(np.maximum(np.abs(low), np.abs(high)))
+        fixed = constant if skip is None else constant | skip
         if common_scale:
-            total = float(np.sqrt(np.mean(np.where(constant, 0.0, scale) ** 2)))
-            return cls(offset, np.full_like(offset, total if total > 0 else 1.0))
-        return cls(offset, np.where(constant, 1.0, scale))
+            spread = np.where(fixed, 0.0, scale)
+            largest = float(spread.max())
+            total = largest * float(np.sqrt(np.mean((spread / largest) ** 2))) if largest else 1.0
+            scale = np.full_like(offset, total)
+        else:
+            scale = np.where(fixed, 1.0, scale)
+        if skip is not None:
+            offset, scale = np.where(skip, 0.0, offset), np.where(skip, 1.0, scale)
+        return cls(offset, scale)
 
     @classmethod
-    def identity(cls) -> Self:
+    def identity(cls, num_columns: int | None = None) -> Self:
         """The map that changes nothing.
+
+        Parameters
+        ----------
+        num_columns : int, optional
+            D, for values of shape [N, D].
 
         Returns
         -------
         Standardizer
             With offset 0 and scale 1.
         """
-        return cls(np.float64(0.0), np.float64(1.0))  # type: ignore[arg-type]
+        shape = () if num_columns is None else (num_columns,)
+        return cls(np.zeros(shape), np.ones(shape))
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """Standardise values of shape [N] or [N, D]."""
         return (values - self.offset) / self.scale
+
+    def inverse(self, values: np.ndarray) -> np.ndarray:
+        """Bring standardised values back to the units of the data.
+
+        Parameters
+        ----------
+        values : ndarray, shape [..., N] or [..., N, D]
+            Standardised.
+
+        Returns
+        -------
+        ndarray, of the same shape
+            ``values * scale + offset``.
+        """
+        return values * self.scale + self.offset

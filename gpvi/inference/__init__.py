@@ -1,10 +1,12 @@
 """Inference: where sites come from, objectives, and fitting loops."""
 
+from gpvi.inference.adam import maximize_by_adam
 from gpvi.inference.checkpoint import EvaluationLog, fingerprint, load_state, save_state
 from gpvi.inference.cvi import CVIResult, cvi
 from gpvi.inference.data_term import data_term, dual
-from gpvi.inference.fit import WarmStart, fit
-from gpvi.inference.full_batch import Ascent, maximize
+from gpvi.inference.evaluator import Ascent
+from gpvi.inference.fit import OPTIMIZERS, WarmStart, fit
+from gpvi.inference.full_batch import maximize
 from gpvi.inference.initialization import initialize_hyperparameters, median_lengthscales
 from gpvi.inference.minibatch import Minibatcher
 from gpvi.inference.objectives import elbo, optimal_log_v, tighter_data_term, tighter_elbo
@@ -14,6 +16,7 @@ from gpvi.inference.records import Callback, FitRecord, FitResult, ProgressBar
 
 __all__ = [
     "OBJECTIVES",
+    "OPTIMIZERS",
     "Ascent",
     "CVIResult",
     "Callback",
@@ -35,6 +38,7 @@ __all__ = [
     "load_state",
     "log_prior",
     "maximize",
+    "maximize_by_adam",
     "median_lengthscales",
     "optimal_log_v",
     "save_state",

@@ -7,6 +7,9 @@ natural-gradient step of length :math:`\rho` on q. A Gaussian likelihood needs o
 promises (Armijo's rule), or leaves the range of floating-point numbers, is retaken with half the step.
 Without that, latents that a likelihood couples would oscillate.
 
+The scale v of the tightened bound is the variance of one more Gaussian factor, whose natural parameter
+:math:`1/v` moves towards :math:`1 + \tfrac1N \sum_n d_n \lambda_{2,n}` in the same step.
+
 References
 ----------
 Khan, M. E. & Lin, W. (2017). Conjugate-computation variational inference. AISTATS.
@@ -16,6 +19,7 @@ Gaussian process models. MLSP.
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,13 +28,16 @@ from torch import Tensor
 
 from gpvi.approximations import Marginals, Posterior, Prior, Sites
 from gpvi.exceptions import InputError, NumericalError
-from gpvi.inference.data_term import data_term, dual
-from gpvi.inference.objectives import elbo, optimal_log_v, tighter_elbo
+from gpvi.inference.data_term import RowTerms, row_terms
+from gpvi.inference.objectives import assemble, elbo, row_copies, scale_cost, tighter_elbo
 from gpvi.likelihoods import Likelihood, as_likelihood
 
 __all__ = ["CVIResult", "cvi"]
 
 _SMALLEST_STEP = 1e-4
+
+# The precision of the scaled residual does not fall below this fraction of the prior's.
+_SMALLEST_PRECISION = 1e-3
 
 # A sweep must gain this fraction of its slope; a conjugate one gains half.
 _ARMIJO = 0.1
@@ -56,6 +63,8 @@ class CVIResult:
         Objective after every sweep.
     log_v : Tensor or None
         Log residual scale of the tightened bound, where one was used.
+    terms : RowTerms or None
+        Data terms and their derivatives at the posterior; None for a Gaussian likelihood.
     """
 
     sites: Sites
@@ -65,6 +74,7 @@ class CVIResult:
     converged: bool
     history: list[float] = field(default_factory=list)
     log_v: Tensor | None = None
+    terms: RowTerms | None = None
 
 
 def cvi(
@@ -73,6 +83,7 @@ def cvi(
     y: Tensor,
     *,
     sites: Sites | None = None,
+    log_v: Tensor | None = None,
     max_steps: int = 100,
     step_size: float = 1.0,
     tolerance: float = 1e-6,
@@ -93,6 +104,8 @@ def cvi(
         Targets; NaN means not observed.
     sites : Sites, optional
         Where to start (sites on data rows); a rough guess from the likelihood if left out.
+    log_v : Tensor, shape [*b], optional
+        Where the log residual scale of the tightened bound starts.
     max_steps : int
         The most sweeps.
     step_size : float
@@ -104,7 +117,7 @@ def cvi(
         Site precisions are clipped from below here. At 0 the sites of a likelihood that is not
         log-concave stay proper, at the price of a fixed point that is not exactly stationary.
     tighter : bool
-        Use the tightened bound: sites and residual scale are updated in turn.
+        Use the tightened bound.
     weights : Tensor, shape [N], optional
         Row weights.
     **rows : Tensor, shape [N]
@@ -144,20 +157,20 @@ def cvi(
     model.check_targets(y, **extras)
     problem = _Problem(prior.detach(), model, y, weights, dict(rows), min_precision, tighter)
     exact = problem.gaussian_sites()
-    if exact is not None:
-        state = problem.evaluate(exact)
-        _require_finite(state.objective, likelihood)
-        return CVIResult(exact, state.posterior, state.objective, 1, True, [state.objective])
-    return _iterate(problem, sites, max_steps, step_size, tolerance, likelihood)
+    with torch.no_grad():
+        if exact is not None:
+            return _one_step(problem, exact)
+        return _iterate(problem, sites, log_v, max_steps, step_size, tolerance)
 
 
 @dataclass(frozen=True, eq=False)
 class _State:
     sites: Sites
+    log_v: Tensor | None
     posterior: Posterior
     marginals: Marginals
+    terms: RowTerms
     objective: float
-    log_v: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,73 +199,107 @@ class _Problem:
     def start(self) -> Sites:
         """Duals at a rough guess of the latent values, or at the prior."""
         mean = self.prior.mean
-        guess = self.likelihood.initial_latent(self.y, **self.rows)
+        rows = self.rows if self.weights is None else {**self.rows, "weights": self.weights}
+        guess = self.likelihood.initial_latent(self.y, **rows)
         explained = self.prior.condition(self.zeros()).marginals().explained
-        if guess is None or self.likelihood.num_latents > 1:
-            return self.fresh(Marginals(mean, explained, self.prior.residual), None)
-        near = Marginals(guess.expand_as(mean), 0.01 * explained)
-        return self.fresh(near, None)
+        moments = Marginals(mean, explained, self.prior.residual)
+        if guess is not None and self.likelihood.num_latents == 1:
+            moments = Marginals(guess.expand_as(mean), 0.01 * explained)
+        return self._terms(moments, None).dual(moments.mean, self.min_precision)
 
-    def fresh(self, marginals: Marginals, log_v: Tensor | None) -> Sites:
-        """Duals of the data term at given moments."""
-        return dual(
-            lambda q: data_term(
-                self.likelihood, self.y, q, weights=self.weights, log_v=log_v, **self.rows
-            ),
-            marginals,
-            min_precision=self.min_precision,
-        )
-
-    def evaluate(self, sites: Sites) -> _State:
-        """Posterior, moments and objective for sites."""
+    def evaluate(self, sites: Sites, log_v: Tensor | None) -> _State:
+        """Posterior, moments, row terms and objective."""
         posterior = self.prior.condition(sites)
         marginals = posterior.marginals()
-        scale = None
-        with torch.no_grad():
-            if self.tighter and marginals.residual is not None:
-                if self.likelihood.gaussian_noise(self.y, **self.rows) is None:
-                    scale = optimal_log_v(
-                        self.likelihood, self.y, marginals, weights=self.weights, **self.rows
-                    )
-                value = tighter_elbo(
-                    posterior,
-                    self.likelihood,
-                    self.y,
-                    weights=self.weights,
-                    log_v=scale,
-                    **self.rows,
-                )
-            else:
-                value = elbo(posterior, self.likelihood, self.y, weights=self.weights, **self.rows)
-        return _State(sites, posterior, marginals, float(value.sum()), scale)
+        terms = self._terms(marginals, log_v)
+        cost = None if log_v is None else scale_cost(self.copies, log_v, marginals.mean)
+        value = assemble(posterior, self.likelihood, terms.value, None, cost)
+        return _State(sites, log_v, posterior, marginals, terms, float(value.sum()))
+
+    def step(self, state: _State, target: Sites, length: float) -> _State | None:
+        """The state after a step along the natural gradient; None if it is out of range."""
+        log_v = state.log_v
+        if log_v is not None:
+            towards = self._residual_precision(state)
+            log_v = -torch.lerp((-log_v).exp(), towards, length).log()
+        return self.attempt(state.sites.lerp(target, length), log_v)
+
+    def attempt(self, sites: Sites, log_v: Tensor | None) -> _State | None:
+        """:meth:`evaluate`, or None where numbers leave their range."""
+        if not bool(torch.isfinite(sites.lam1).all() and torch.isfinite(sites.lam2).all()):
+            return None
+        try:
+            state = self.evaluate(sites, log_v)
+        except NumericalError:
+            return None
+        return state if math.isfinite(state.objective) else None
+
+    def first_log_v(self, log_v: Tensor | None) -> Tensor | None:
+        """Where the residual scale starts; None where there is none to choose."""
+        if not self.tighter or self.prior.residual is None:
+            return None
+        start = torch.zeros_like(self.prior.mean[..., 0])
+        return start if log_v is None else log_v.detach().to(start).expand_as(start)
 
     def zeros(self) -> Sites:
         """Sites that say nothing."""
         mean = self.prior.mean
         return Sites.zeros(mean.shape, dtype=mean.dtype, device=mean.device)
 
+    @cached_property
+    def copies(self) -> Tensor:
+        """How many rows with residuals of their own every row stands for."""
+        return row_copies(self.likelihood, self.y, self.weights).to(self.prior.mean)
+
+    def _terms(self, marginals: Marginals, log_v: Tensor | None) -> RowTerms:
+        return row_terms(
+            self.likelihood, self.y, marginals, weights=self.weights, log_v=log_v, **self.rows
+        )
+
+    def _residual_precision(self, state: _State) -> Tensor:
+        """``1 + mean d lam2``, kept positive for likelihoods that are not log-concave."""
+        residual = self.prior.residual
+        assert residual is not None
+        count = self.copies.expand_as(state.marginals.mean).sum(-1).clamp_min(1.0)
+        total = (residual * state.terms.by_variance).sum(-1)
+        return (1.0 - 2.0 * total / count).clamp_min(_SMALLEST_PRECISION)
+
+
+def _one_step(problem: _Problem, sites: Sites) -> CVIResult:
+    """Condition on the exact sites of a Gaussian likelihood."""
+    posterior = problem.prior.condition(sites)
+    bound = tighter_elbo if problem.tighter else elbo
+    value = bound(posterior, problem.likelihood, problem.y, weights=problem.weights, **problem.rows)
+    objective = float(value.sum())
+    if not math.isfinite(objective):
+        raise NumericalError(
+            f"The objective of {type(problem.likelihood).__name__} is {objective}; check targets and "
+            "noise."
+        )
+    return CVIResult(sites, posterior, objective, 1, True, [objective])
+
 
 def _iterate(
     problem: _Problem,
     sites: Sites | None,
+    log_v: Tensor | None,
     max_steps: int,
     step_size: float,
     tolerance: float,
-    likelihood: GPyTorchLikelihood,
 ) -> CVIResult:
-    state = _first_state(problem, sites, likelihood)
+    state = _first_state(problem, sites, log_v)
     history = [state.objective]
     step, converged, taken = step_size, False, 0
     while taken < max_steps and not converged:
-        fresh = problem.fresh(state.marginals, state.log_v)
-        trial = _try(problem, state.sites.lerp(fresh, step))
+        fresh = state.terms.dual(state.marginals.mean, problem.min_precision)
+        trial = problem.step(state, fresh, step)
         while trial is None or not _gains_enough(state, trial, step):
             step *= 0.5
             if step < _SMALLEST_STEP:
                 # No step along the natural gradient helps: a fixed point up to clipping and rounding,
                 # unless there is no natural gradient because the duals are not finite.
                 return _result(state, taken, trial is not None, history)
-            trial = _try(problem, state.sites.lerp(fresh, step))
+            trial = problem.step(state, fresh, step)
         converged = trial.objective - state.objective < tolerance * step
         state = trial
         history.append(state.objective)
@@ -272,36 +319,27 @@ def _gains_enough(state: _State, trial: _State, step: float) -> bool:
     return trial.objective - state.objective >= 2.0 * _ARMIJO * divergence / step - slack
 
 
-def _first_state(problem: _Problem, sites: Sites | None, likelihood: GPyTorchLikelihood) -> _State:
+def _first_state(problem: _Problem, sites: Sites | None, log_v: Tensor | None) -> _State:
+    log_v = problem.first_log_v(log_v)
     for candidate in (lambda: sites, problem.start, problem.zeros):
         start = candidate()
-        state = None if start is None else _try(problem, start.detach())
+        state = None if start is None else problem.attempt(start.detach(), log_v)
         if state is not None:
             return state
     raise NumericalError(
-        f"The objective of {type(likelihood).__name__} is not finite even at the prior; check the "
-        "targets and the scale of the hyperparameters."
+        f"The objective of {type(problem.likelihood).__name__} is not finite even at the prior; check "
+        "the targets and the scale of the hyperparameters."
     )
-
-
-def _try(problem: _Problem, sites: Sites) -> _State | None:
-    if not bool(torch.isfinite(sites.lam1).all() and torch.isfinite(sites.lam2).all()):
-        return None
-    try:
-        state = problem.evaluate(sites)
-    except NumericalError:
-        return None
-    return state if math.isfinite(state.objective) else None
 
 
 def _result(state: _State, taken: int, converged: bool, history: list[float]) -> CVIResult:
     return CVIResult(
-        state.sites, state.posterior, state.objective, taken, converged, history, state.log_v
+        state.sites,
+        state.posterior,
+        state.objective,
+        taken,
+        converged,
+        history,
+        state.log_v,
+        state.terms,
     )
-
-
-def _require_finite(value: float, likelihood: GPyTorchLikelihood) -> None:
-    if not math.isfinite(value):
-        raise NumericalError(
-            f"The objective of {type(likelihood).__name__} is {value}; check targets and noise."
-        )

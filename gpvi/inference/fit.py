@@ -13,9 +13,11 @@ from torch import Tensor
 
 from gpvi.approximations import Approximation, GaussianProcess, InducingPoints
 from gpvi.exceptions import InputError, UnsupportedError
+from gpvi.inference.adam import maximize_by_adam
 from gpvi.inference.checkpoint import EvaluationLog, fingerprint, module_settings
 from gpvi.inference.coordinates import Curvature
-from gpvi.inference.full_batch import Ascent, maximize
+from gpvi.inference.evaluator import Ascent
+from gpvi.inference.full_batch import maximize
 from gpvi.inference.minibatch import Minibatcher
 from gpvi.inference.parameters import unchanged_on_error
 from gpvi.inference.problem import FitProblem
@@ -23,7 +25,12 @@ from gpvi.inference.records import Callback, FitRecord, FitResult
 from gpvi.inference.reports import warn_about
 from gpvi.likelihoods import as_likelihood
 
-__all__ = ["WarmStart", "fit"]
+__all__ = ["OPTIMIZERS", "WarmStart", "fit"]
+
+#: Names of the optimisers of :func:`fit`.
+OPTIMIZERS = ("auto", "lbfgs", "adam")
+
+_STAGE = "full batch"
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ def fit(
     max_iter: int = 100,
     tolerance: float = 1e-6,
     warm_start: WarmStart | None = WarmStart(),
+    optimizer: str = "auto",
     batch_size: int | None = None,
     learning_rate: float = 0.03,
     natural_step_size: float = 0.1,
@@ -78,8 +86,8 @@ def fit(
 ) -> FitResult:
     r"""Fit hyperparameters, structure parameters and q to data; the modules are trained in place.
 
-    Without ``batch_size``: L-BFGS on the objective of all rows, with q at its optimum inside. With it:
-    natural-gradient steps for q and Adam for the rest on minibatches.
+    Without ``batch_size``: L-BFGS (or Adam) on the objective of all rows, with q at its optimum inside.
+    With it: natural-gradient steps for q and Adam for the rest on minibatches.
 
     Parameters
     ----------
@@ -98,17 +106,21 @@ def fit(
     groups : Tensor of int, shape [N], optional
         Flat independent groups.
     weights : Tensor, shape [N], optional
-        Row weights.
+        Row weights; an integer weight equals repeated rows, and zero leaves a row out.
     max_iter : int
-        L-BFGS iterations, or minibatch steps, after the warm start; 0 stops there.
+        Iterations of L-BFGS, or steps of Adam, after the warm start; 0 stops there.
     tolerance : float
-        Stopping rule in nats per row (see :func:`gpvi.inference.full_batch.maximize`).
+        Stopping rule in nats per row of weight one (see :func:`gpvi.inference.full_batch.maximize`).
     warm_start : WarmStart, optional
         None starts on all rows at once.
+    optimizer : {"auto", "lbfgs", "adam"}
+        "auto" is L-BFGS on all rows and Adam on minibatches. The warm start always uses L-BFGS.
     batch_size : int, optional
         Rows per minibatch.
-    learning_rate, natural_step_size : float
-        Step sizes of the minibatch fit.
+    learning_rate : float
+        Step size of Adam.
+    natural_step_size : float
+        Step size of q in the minibatch fit.
     generator : torch.Generator, optional
         Source of randomness on the CPU; unseeded if left out.
     callbacks : sequence of callable
@@ -161,25 +173,30 @@ def fit(
     plan = approximation.plan(x, groups)
     problem = FitProblem(gp, approximation, model, x, y, plan, objective, weights, dict(rows))
     _check_problem(problem)
+    optimizer = _checked_optimizer(optimizer, batch_size)
+    _check_step_sizes(learning_rate, natural_step_size)
     if batch_size is not None:
-        _check_minibatch(problem, batch_size, learning_rate, natural_step_size)
+        _check_minibatch(problem, batch_size)
     settings: dict[str, object] = {
         "max_iter": max_iter,
         "tolerance": tolerance,
         "warm_start": str(warm_start),
         "batch_size": batch_size,
-        "step_sizes": None if batch_size is None else [learning_rate, natural_step_size],
+        "optimizer": optimizer,
+        "learning_rate": learning_rate if optimizer == "adam" else None,
+        "natural_step_size": None if batch_size is None else natural_step_size,
     }
     path = None if checkpoint is None else os.fspath(checkpoint)
     digest = "" if path is None else _digest(problem, groups, generator, settings)
     run = _Run(generator, callbacks, path, digest, started)
     with unchanged_on_error(problem.modules.values()):
         warm = _warm_start(problem, warm_start, run)
-        approximation.initialize(gp, x, generator)
+        approximation.initialize(gp, x[..., problem.observed, :], generator)
         num_steps = 0 if warm is not None and warm.stopped else max_iter
         if batch_size is None:
             curvature = None if warm is None else warm.curvature
-            result = _full_batch(problem, num_steps, tolerance, curvature, run)
+            rate = learning_rate if optimizer == "adam" else None
+            result = _full_batch(problem, num_steps, tolerance, rate, curvature, run)
         else:
             loop = Minibatcher(
                 problem,
@@ -221,13 +238,31 @@ class _Run:
 
 
 def _full_batch(
-    problem: FitProblem, max_iter: int, tolerance: float, curvature: Curvature | None, run: _Run
+    problem: FitProblem,
+    max_iter: int,
+    tolerance: float,
+    learning_rate: float | None,
+    curvature: Curvature | None,
+    run: _Run,
 ) -> FitResult:
+    """Ascend on all rows: by Adam if there is a learning rate, else by L-BFGS."""
     ascent = Ascent(math.nan, 0, False, "no iterations after the warm start")
-    if max_iter:
+    if max_iter and learning_rate is not None:
+        ascent = maximize_by_adam(
+            problem,
+            stage=_STAGE,
+            max_iter=max_iter,
+            tolerance=tolerance,
+            learning_rate=learning_rate,
+            history=run.history,
+            callbacks=run.callbacks,
+            log=run.log(),
+            started=run.started,
+        )
+    elif max_iter:
         ascent = maximize(
             problem,
-            stage="full batch",
+            stage=_STAGE,
             max_iter=max_iter,
             max_evaluations=None,
             tolerance=tolerance,
@@ -292,7 +327,9 @@ def _check_types(gp: object, approximation: object, x: object, y: object) -> Non
 
 def _check_problem(problem: FitProblem) -> None:
     if not len(problem.observed):
-        raise InputError(f"y holds no target at all: its {problem.num_rows} rows are NaN.")
+        raise InputError(
+            f"No target counts: each of the {problem.num_rows} rows is NaN or has weight zero."
+        )
     with torch.no_grad():
         row = problem.x[..., :1, :]
         moments = problem.gp.mean(row) + problem.gp.variance(row)
@@ -303,15 +340,30 @@ def _check_problem(problem: FitProblem) -> None:
         )
 
 
-def _check_minibatch(
-    problem: FitProblem, batch_size: int, learning_rate: float, natural_step_size: float
-) -> None:
-    if not isinstance(batch_size, Integral) or batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; it must be an integer of at least 1.")
-    if not learning_rate > 0.0:
-        raise InputError(f"learning_rate is {learning_rate}; it must be positive.")
+def _checked_optimizer(optimizer: str, batch_size: int | None) -> str:
+    """The optimiser by its own name; "auto" resolved."""
+    if optimizer not in OPTIMIZERS:
+        raise InputError(f"optimizer is {optimizer!r}; it must be one of {', '.join(OPTIMIZERS)}.")
+    if optimizer == "lbfgs" and batch_size is not None:
+        raise InputError(
+            f"optimizer='lbfgs' and batch_size={batch_size}: L-BFGS cannot follow a noisy objective; "
+            "leave one of them out."
+        )
+    if optimizer == "auto":
+        return "lbfgs" if batch_size is None else "adam"
+    return optimizer
+
+
+def _check_step_sizes(learning_rate: float, natural_step_size: float) -> None:
+    if not 0.0 < learning_rate < math.inf:
+        raise InputError(f"learning_rate is {learning_rate}; it must be positive and finite.")
     if not 0.0 < natural_step_size <= 1.0:
         raise InputError(f"natural_step_size is {natural_step_size}; it must lie in (0, 1].")
+
+
+def _check_minibatch(problem: FitProblem, batch_size: int) -> None:
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; it must be an integer of at least 1.")
     name = type(problem.approximation).__name__
     if problem.approximation.whole_data:
         raise UnsupportedError(

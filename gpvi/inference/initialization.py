@@ -9,17 +9,25 @@ from gpvi.approximations import GaussianProcess
 from gpvi.exceptions import InputError
 from gpvi.kernels import set_lengthscales
 from gpvi.likelihoods import as_likelihood
+from gpvi.linalg import weighted_median
 
 __all__ = ["initialize_hyperparameters", "median_lengthscales"]
 
 _MAX_PAIRS = 20_000
 
+# Up to this many rows, equal ones are merged first, so that repeated rows and weights give one result.
+_MAX_MERGED = 5_000
 
-def median_lengthscales(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+
+def median_lengthscales(
+    x: Tensor, generator: torch.Generator | None = None, weights: Tensor | None = None
+) -> Tensor:
     r"""Lengthscale of every input column from the median distance between rows.
 
-    :math:`\ell_d = \sqrt{D}\; \mathrm{median}_{i \ne j, x_{id} \ne x_{jd}} |x_{id} - x_{jd}|` over random
-    pairs, so that the scaled distance of a typical pair is about one whatever the number of columns.
+    :math:`\ell_d = \sqrt{D}\; \mathrm{median}_{i \ne j, x_{id} \ne x_{jd}} |x_{id} - x_{jd}|`, so that
+    the scaled distance of a typical pair is about one whatever the number of columns. Over all pairs,
+    weighted by :math:`w_i w_j`, if there are at most 20,000 of distinct rows; else over so many random
+    ones, drawn in proportion to the weights.
 
     Parameters
     ----------
@@ -27,6 +35,8 @@ def median_lengthscales(x: Tensor, generator: torch.Generator | None = None) -> 
         Inputs.
     generator : torch.Generator, optional
         Source of the random pairs (on the CPU).
+    weights : Tensor, shape [N], optional
+        Row weights; all one if left out.
 
     Returns
     -------
@@ -36,7 +46,7 @@ def median_lengthscales(x: Tensor, generator: torch.Generator | None = None) -> 
     Raises
     ------
     InputError
-        If ``x`` has another shape, or no rows.
+        If ``x`` has another shape, or no rows; if the weights do not fit or are all zero.
 
     Examples
     --------
@@ -53,13 +63,47 @@ def median_lengthscales(x: Tensor, generator: torch.Generator | None = None) -> 
     if generator is None:
         generator = torch.Generator()
         generator.seed()
-    size, num_columns = x.shape
-    pairs = torch.randint(size, (2, _MAX_PAIRS), generator=generator, device=generator.device)
-    left, right = pairs.to(x.device)
-    distance = (x.detach()[left] - x.detach()[right]).abs()
-    distance = torch.where(distance > 0, distance, torch.full_like(distance, torch.nan))
-    median = distance.nanmedian(0).values
-    return torch.where(torch.isnan(median), torch.ones_like(median), median * num_columns**0.5)
+    points, shares = _weighted_points(x.detach(), weights)
+    if len(points) * (len(points) - 1) // 2 <= _MAX_PAIRS:
+        left, right = torch.triu_indices(len(points), len(points), 1, device=x.device)
+        pair_weights = shares[left] * shares[right]
+    else:
+        left, right = _random_rows(shares, generator)
+        pair_weights = torch.ones_like(shares[left])
+    distance = (points[left] - points[right]).abs().mT
+    distance = torch.where(distance > 0, distance, torch.nan)
+    if not distance.shape[-1]:
+        return x.new_ones(x.shape[-1])
+    median = weighted_median(distance, pair_weights)
+    return torch.where(torch.isnan(median), torch.ones_like(median), median * x.shape[-1] ** 0.5)
+
+
+def _weighted_points(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows with their weights (float64), equal rows merged where there are not too many."""
+    if weights is None:
+        shares = torch.ones(len(x), dtype=torch.float64, device=x.device)
+    else:
+        if weights.shape != x.shape[:1] or not bool((weights >= 0).all() and (weights > 0).any()):
+            raise InputError(
+                f"weights of shape {tuple(weights.shape)} for {len(x)} rows; pass one non-negative weight "
+                "per row, not all of them zero."
+            )
+        shares, x = weights.detach()[weights > 0].double(), x[weights > 0]
+    if len(x) > _MAX_MERGED:
+        return x, shares
+    points, place = torch.unique(x, dim=0, return_inverse=True)
+    return points, shares.new_zeros(len(points)).index_add_(0, place, shares)
+
+
+def _random_rows(shares: Tensor, generator: torch.Generator) -> Tensor:
+    """Pairs of row numbers, each row drawn in proportion to its share, shape [2, P]."""
+    draws = torch.rand(
+        2, _MAX_PAIRS, generator=generator, device=generator.device, dtype=torch.float64
+    )
+    reached = shares.cumsum(0)
+    return torch.searchsorted(reached, draws.to(shares.device) * reached[-1], right=True).clamp_max(
+        len(shares) - 1
+    )
 
 
 def initialize_hyperparameters(
@@ -68,9 +112,13 @@ def initialize_hyperparameters(
     x: Tensor,
     y: Tensor,
     generator: torch.Generator | None = None,
+    weights: Tensor | None = None,
     **rows: Tensor,
 ) -> None:
     """Set lengthscales from distances and a constant mean from the targets, in place.
+
+    Integer weights have the effect of repeated rows (of up to 5,000 in all; beyond, up to the choice of
+    random pairs).
 
     Parameters
     ----------
@@ -84,13 +132,33 @@ def initialize_hyperparameters(
         Targets; NaN means not observed.
     generator : torch.Generator, optional
         Source of randomness.
+    weights : Tensor, shape [N], optional
+        Row weights.
     **rows : Tensor, shape [N]
         Per-row extras of the likelihood.
     """
-    set_lengthscales(gp.kernel, median_lengthscales(x.reshape(-1, x.shape[-1]), generator))
+    model = as_likelihood(likelihood)
+    shares = None
+    if weights is not None:
+        _, missing, extras = model.prepare(y, x, x.shape[-2], {"weights": weights})
+        shares = extras["weights"]
+    row_shares = None if shares is None else _over_batch(shares, x)
+    columns = x.reshape(-1, x.shape[-1])
+    set_lengthscales(gp.kernel, median_lengthscales(columns, generator, row_shares))
     mean = gp.mean_module
     if not isinstance(mean, gpytorch.means.ConstantMean) or not mean.raw_constant.requires_grad:
         return
-    guess = as_likelihood(likelihood).initial_latent(y, **rows)
-    if guess is not None:
-        mean.initialize(constant=guess.mean().to(mean.raw_constant).expand(mean.batch_shape))
+    guess = model.initial_latent(y, **rows, **({} if weights is None else {"weights": weights}))
+    if guess is None:
+        return
+    if shares is not None:
+        counted = torch.where(missing, 0.0, shares).to(guess)
+        guess = (counted * guess).sum(-1) / counted.sum(-1).clamp_min(torch.finfo(guess.dtype).tiny)
+    mean.initialize(constant=guess.mean().to(mean.raw_constant).expand(mean.batch_shape))
+
+
+def _over_batch(shares: Tensor, x: Tensor) -> Tensor:
+    """One weight for every row of ``x``, flattened: the mean over the batch dims of the targets."""
+    while shares.dim() > x.dim() - 1:
+        shares = shares.mean(0)
+    return shares.expand(x.shape[:-1]).reshape(-1)

@@ -85,7 +85,7 @@ def elbo(
     """
     model = as_likelihood(likelihood)
     term = data_term(model, y, posterior.marginals(), weights=weights, **rows)
-    return _assemble(posterior, model, term, num_data)
+    return assemble(posterior, model, term, num_data)
 
 
 def tighter_elbo(
@@ -155,7 +155,7 @@ def tighter_elbo(
             )
         log_v = optimal_log_v(model, y, marginals, weights=weights, **rows)
     term, cost = tighter_data_term(model, y, marginals, weights=weights, log_v=log_v, **rows)
-    return _assemble(posterior, model, term, num_data, cost)
+    return assemble(posterior, model, term, num_data, cost)
 
 
 def tighter_data_term(
@@ -168,6 +168,9 @@ def tighter_data_term(
     **rows: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
     r"""Row terms of the tightened bound: expected log likelihood, and what the shrinking costs.
+
+    A row of weight w counts as :math:`\max(w, 1)` rows whose residuals shrink one by one, so that an
+    integer weight equals repeated rows.
 
     Parameters
     ----------
@@ -196,21 +199,20 @@ def tighter_data_term(
     residual = marginals.residual
     if residual is None:
         return data_term(model, y, marginals, weights=weights, **rows), None
-    counts = _counts(model, y, weights)
+    counts = row_copies(model, y, weights)
     noise = None if log_v is not None else model.gaussian_noise(y, **rows)
     if noise is not None:
         explained = Marginals(marginals.mean, marginals.explained)
         # Extras of rows that do not count may be NaN, which a product with zero would pass on.
         ratio = residual / torch.where(counts > 0, noise, 1.0)
         if weights is not None:
-            ratio = ratio * torch.where(counts > 0, weights, 0.0)
+            ratio = ratio * torch.where(counts > 0, weights / counts.clamp_min(1.0), 0.0)
         cost = 0.5 * counts * torch.log1p(ratio)
         return data_term(model, y, explained, weights=weights, **rows), cost
     if log_v is None:
         log_v = torch.zeros_like(marginals.mean[..., 0])
     term = data_term(model, y, marginals, weights=weights, log_v=log_v, **rows)
-    cost = 0.5 * (log_v.exp() - log_v - 1.0).unsqueeze(-1).expand_as(marginals.mean)
-    return term, counts * cost
+    return term, scale_cost(counts, log_v, marginals.mean)
 
 
 def optimal_log_v(
@@ -252,7 +254,7 @@ def optimal_log_v(
         marginals.explained.detach(),
         marginals.residual.detach().expand_as(marginals.mean),
     )
-    count = _counts(model, y, weights).expand_as(fixed.mean).sum(-1).clamp_min(1.0)
+    count = row_copies(model, y, weights).expand_as(fixed.mean).sum(-1).clamp_min(1.0)
 
     def excess(log_v: Tensor) -> Tensor:
         """``log v + log(1 + mean d lam2)``, whose root is the optimum."""
@@ -265,6 +267,11 @@ def optimal_log_v(
         return log_v.detach() + torch.log((1.0 + curvature).clamp_min(1e-3))
 
     return _root(excess, torch.zeros_like(fixed.mean[..., 0]))
+
+
+def scale_cost(copies: Tensor, log_v: Tensor, like: Tensor) -> Tensor:
+    """What scaling the residuals by ``exp(log_v)`` costs every row, of the shape of ``like``."""
+    return copies * (0.5 * (log_v.exp() - log_v - 1.0)).unsqueeze(-1).expand_as(like)
 
 
 def _root(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
@@ -301,15 +308,18 @@ def _needs_scale(
     return marginals.residual is not None and likelihood.gaussian_noise(y, **rows) is None
 
 
-def _counts(likelihood: Likelihood, y: Tensor, weights: Tensor | None) -> Tensor:
-    """One for rows that say something about f, zero for the others."""
+def row_copies(likelihood: Likelihood, y: Tensor, weights: Tensor | None) -> Tensor:
+    """How many rows with residuals of their own every row stands for: zero where it says nothing
+    about f, else its weight, but at least one."""
     counts = ~likelihood.missing(y)
-    if weights is not None:
-        counts = counts & (weights > 0)
-    return counts.to(y.dtype if y.is_floating_point() else torch.get_default_dtype())
+    dtype = y.dtype if y.is_floating_point() else torch.get_default_dtype()
+    if weights is None:
+        return counts.to(dtype)
+    counts = counts & (weights > 0)
+    return torch.where(counts, weights.to(dtype).clamp_min(1.0), 0.0)
 
 
-def _assemble(
+def assemble(
     posterior: Posterior,
     likelihood: Likelihood,
     term: Tensor,

@@ -16,7 +16,7 @@ from torch import Tensor
 from gpvi.approximations import Approximation, GaussianProcess, Plan, Posterior, Prior, Sites
 from gpvi.exceptions import InputError
 from gpvi.inference.cvi import CVIResult, cvi
-from gpvi.inference.objectives import elbo, tighter_elbo
+from gpvi.inference.data_term import data_term
 from gpvi.inference.parameters import log_prior
 from gpvi.likelihoods import Likelihood
 
@@ -55,6 +55,8 @@ class FitProblem:
         Per-row extras of the likelihood.
     sites : Sites, optional
         Where CVI starts next time (moves with the fit).
+    log_v : Tensor, optional
+        Likewise, the log residual scale.
 
     Raises
     ------
@@ -73,6 +75,7 @@ class FitProblem:
     weights: Tensor | None = None
     rows: dict[str, Any] = field(default_factory=dict)
     sites: Sites | None = None
+    log_v: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -97,9 +100,20 @@ class FitProblem:
 
     @property
     def observed(self) -> Tensor:
-        """Numbers of the rows with a target (in some batch entry)."""
-        seen = ~self.likelihood.missing(self.y)
-        return seen.reshape(-1, self.num_rows).any(0).nonzero().squeeze(-1)
+        """Numbers of the rows with a target and a positive weight (in some batch entry)."""
+        return (self._largest_weights > 0).nonzero().squeeze(-1)
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of the weights of all rows with a target (the largest over batch entries)."""
+        return float(self._largest_weights.sum())
+
+    @property
+    def _largest_weights(self) -> Tensor:
+        seen = (~self.likelihood.missing(self.y)).to(self.x.dtype)
+        if self.weights is not None:
+            seen = torch.where(seen > 0, self.weights, 0.0)
+        return seen.reshape(-1, self.num_rows).amax(0)
 
     @property
     def tighter(self) -> bool:
@@ -142,6 +156,7 @@ class FitProblem:
             weights=None if self.weights is None else self.weights[..., index],
             rows={name: values[..., index] for name, values in self.rows.items()},
             sites=None,
+            log_v=None,
         )
 
     def value(self) -> Tensor:
@@ -172,20 +187,42 @@ class FitProblem:
         return self._general_gaussian() if fast is None else fast
 
     def _fixed_point_value(self) -> Tensor:
+        """Objective at fixed-point sites, with the gradient at held sites."""
         prior = self.approximation.prior(self.gp, self.x, plan=self.plan)
         result = self._infer(prior)
-        self.sites = result.sites
-        posterior = prior.condition(result.sites)
-        if self.tighter:
-            return tighter_elbo(
-                posterior,
-                self.likelihood,
-                self.y,
-                weights=self.weights,
-                log_v=result.log_v,
-                **self.rows,
-            )
-        return elbo(posterior, self.likelihood, self.y, weights=self.weights, **self.rows)
+        self.sites, self.log_v = result.sites, result.log_v
+        slopes = self._likelihood_slopes(result) + self._prior_slopes(prior, result)
+        return result.objective + (slopes - slopes.detach())
+
+    def _prior_slopes(self, prior: Prior, result: CVIResult) -> Tensor:
+        """Scalar with the objective's gradient in what the prior depends on.
+
+        The objective is ``log Z`` plus row terms minus ``E_q[log t]``, so at sites that are dual to the
+        row terms only ``log Z`` and the residuals are left; the first two weights are what is missing.
+        """
+        terms, sites = result.terms, result.sites
+        assert terms is not None
+        mean = terms.by_mean - sites.lam1 + sites.lam2 * result.posterior.marginals().mean
+        explained = terms.by_variance + 0.5 * sites.lam2
+        residual = None
+        if prior.residual is not None:
+            scale = 1.0 if result.log_v is None else result.log_v.exp().unsqueeze(-1)
+            residual = scale * terms.by_variance
+        return prior.tangent(result.posterior, mean, explained, residual)
+
+    def _likelihood_slopes(self, result: CVIResult) -> Tensor:
+        """Scalar with the objective's gradient in the likelihood's parameters."""
+        if not any(parameter.requires_grad for parameter in self.likelihood.parameters()):
+            return self.x.new_zeros(())
+        moments = result.posterior.marginals()
+        return data_term(
+            self.likelihood,
+            self.y,
+            moments,
+            weights=self.weights,
+            log_v=result.log_v,
+            **self.rows,
+        ).sum()
 
     def _infer(self, prior: Prior) -> CVIResult:
         return cvi(
@@ -193,6 +230,7 @@ class FitProblem:
             self.likelihood,
             self.y,
             sites=self.sites,
+            log_v=self.log_v,
             max_steps=_CVI_STEPS,
             tolerance=_CVI_TOLERANCE,
             tighter=self.tighter,
@@ -219,7 +257,9 @@ class FitProblem:
             return route(self.gp, x, y, noise, tighter=self.tighter)
         # w log N(y; f, s) is log N(y; f, s/w) up to this constant.
         spare = 0.5 * ((weights - 1.0) * (2.0 * math.pi * noise).log() + weights.log()).sum()
-        bound = route(self.gp, x, y, noise / weights, tighter=self.tighter)
+        bound = route(
+            self.gp, x, y, noise / weights, tighter=self.tighter, copies=weights.clamp_min(1.0)
+        )
         return None if bound is None else bound - spare
 
     def _general_gaussian(self) -> Tensor:
@@ -248,7 +288,10 @@ class FitProblem:
         residual = posterior.prior.residual
         if residual is not None:
             ratio = precision * residual
-            rows = rows - 0.5 * (ratio.log1p() if self.tighter else ratio)
+            if self.tighter:
+                copies = weight.clamp_min(1.0)
+                ratio = copies * (ratio / copies).log1p()
+            rows = rows - 0.5 * ratio
         return posterior.log_partition + posterior.sum_rows(rows)
 
     def _noise(self) -> Tensor | None:

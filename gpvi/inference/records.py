@@ -31,6 +31,8 @@ class FitRecord:
         Seconds since the fit began.
     failed : bool
         Whether the evaluation broke down numerically and the step was taken back.
+    restart : int
+        Number of the start, where a fit is repeated from several.
     """
 
     stage: str
@@ -40,6 +42,7 @@ class FitRecord:
     gradient_norm: float
     seconds: float
     failed: bool = False
+    restart: int = 0
 
 
 #: Called after every evaluation; returning True stops the fit.

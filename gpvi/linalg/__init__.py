@@ -3,6 +3,7 @@
 from gpvi.linalg.cholesky import DEFAULT_JITTER, CholeskyResult, default_jitter, safe_cholesky
 from gpvi.linalg.collapsed_bound import collapsed_bound, stationary_collapsed_bound
 from gpvi.linalg.evidence import gaussian_log_evidence
+from gpvi.linalg.normal import expected_log_ndtr
 from gpvi.linalg.pivoted_cholesky import greedy_conditional_variance
 from gpvi.linalg.quadrature import (
     QuadratureRule,
@@ -13,6 +14,7 @@ from gpvi.linalg.quadrature import (
 )
 from gpvi.linalg.stationary import STATIONARY_KERNELS, stationary_slope, stationary_value
 from gpvi.linalg.stationary_evidence import stationary_log_evidence
+from gpvi.linalg.stationary_features import stationary_covariance, stationary_features
 from gpvi.linalg.threads import blas_threads_for, serial_blas
 from gpvi.linalg.triangular import (
     identity_plus_congruence,
@@ -25,6 +27,7 @@ from gpvi.linalg.triangular import (
     solve_lower_vec,
     sum_of_squares,
 )
+from gpvi.linalg.weighted_median import weighted_median
 
 __all__ = [
     "DEFAULT_JITTER",
@@ -35,6 +38,7 @@ __all__ = [
     "collapsed_bound",
     "default_jitter",
     "expectation",
+    "expected_log_ndtr",
     "gauss_hermite",
     "gaussian_log_evidence",
     "greedy_conditional_variance",
@@ -50,9 +54,12 @@ __all__ = [
     "solve_lower_transposed_vec",
     "solve_lower_vec",
     "stationary_collapsed_bound",
+    "stationary_covariance",
+    "stationary_features",
     "stationary_log_evidence",
     "stationary_slope",
     "stationary_value",
     "sum_of_squares",
     "uniform_rule",
+    "weighted_median",
 ]

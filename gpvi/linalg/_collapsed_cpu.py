@@ -27,7 +27,7 @@ from gpvi.linalg._vexp import FLAGS
 from gpvi.linalg.stationary import STATIONARY_KERNELS
 from gpvi.linalg.threads import blas_threads_for
 
-__all__ = ["CompiledEngine"]
+__all__ = ["CompiledEngine", "KernelLoops", "row_splitter"]
 
 # For loops without the vectorised exponential, which these flags would break: sums in any order.
 _SUM_FLAGS = FLAGS | {"reassoc"}
@@ -51,7 +51,8 @@ class CompiledEngine:
         gram, projected = factor.new_zeros(M, M), factor.new_zeros(M)
         two_grams = problem.tighter and needs.any
         omega_gram = factor.new_zeros(M, M) if two_grams else None
-        kernel, w = _Kernel(problem), problem.weights.expand(N).contiguous()
+        kernel, w = _kernel(problem), problem.weights.expand(N).contiguous()
+        copies = problem.copies.expand(N)
         one_noise = problem.weights.dim() == 0
         with blas_threads_for(N * M * M), row_splitter(N * M) as split:
             for i, j in bounds:
@@ -59,7 +60,7 @@ class CompiledEngine:
                 split(j - i, kernel.cross(i, j, a))
                 _blas.solve_rows(factor, a)
                 split(j - i, _residuals(float(problem.outputscale), a, residual[i:j]))
-                omega[i:j] = residual_weights(residual[i:j], w[i:j], problem.tighter)
+                omega[i:j] = residual_weights(residual[i:j], w[i:j], problem.tighter, copies[i:j])
                 _blas.add_weighted_sum(a, w[i:j] * problem.targets[i:j], projected)
                 if one_noise:
                     _blas.add_gram(a, gram)
@@ -88,7 +89,7 @@ class CompiledEngine:
         if not (needs.inputs or needs.row_noise):
             return None, None
         (N, M), D = features.rows.shape, problem.scaled_x.shape[1]
-        bounds, kernel = chunks(N, M, 8), _Kernel(problem)
+        bounds, kernel = chunks(N, M, 8), _kernel(problem)
         w = problem.weights.expand(N).contiguous()
         buffer = factor.new_empty(bounds[0][1], M)
         # Moments first: this way round the product with few columns is nearly twice as fast.
@@ -122,14 +123,14 @@ class CompiledEngine:
         return None if moments is None else moments.mT, leverage
 
 
-class _Kernel:
+class KernelLoops:
     """Compiled loops over a chunk of rows against all inducing inputs."""
 
-    def __init__(self, problem: Problem) -> None:
-        self._code = STATIONARY_KERNELS.index(problem.name)
-        self._outputscale = float(problem.outputscale)
-        self._x = problem.scaled_x.contiguous().numpy()
-        self._z = problem.scaled_z.mT.contiguous().numpy()
+    def __init__(self, name: str, scaled_x: Tensor, scaled_z: Tensor, outputscale: Tensor) -> None:
+        self._code = STATIONARY_KERNELS.index(name)
+        self._outputscale = float(outputscale)
+        self._x = scaled_x.contiguous().numpy()
+        self._z = scaled_z.mT.contiguous().numpy()
 
     def cross(self, start: int, stop: int, out: Tensor) -> RowLoop:
         """``out <- k(x_n, z_m)``."""
@@ -146,6 +147,10 @@ class _Kernel:
         """``out <- out * dk/d(r^2)(x_n, z_m)``."""
         x, k = self._x[start:stop], out.numpy()
         return lambda i, j: _slopes(self._code, self._outputscale, x[i:j], self._z, k[i:j])
+
+
+def _kernel(problem: Problem) -> KernelLoops:
+    return KernelLoops(problem.name, problem.scaled_x, problem.scaled_z, problem.outputscale)
 
 
 def _symmetric(lower: Tensor) -> Tensor:

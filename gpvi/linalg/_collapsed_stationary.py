@@ -30,8 +30,10 @@ __all__ = [
     "evaluate",
     "factorise",
     "moment_features",
+    "pull",
     "residual_penalty",
     "residual_weights",
+    "squared_distances",
 ]
 
 # Bytes of one chunk of rows: enough for fast matrix products, small next to the [N, M] features.
@@ -50,6 +52,7 @@ class Arguments(NamedTuple):
     noise: Tensor  # [] or [N]
     jitter: float
     tighter: bool
+    copies: Tensor  # [] or [N]
 
 
 class Problem(NamedTuple):
@@ -62,6 +65,7 @@ class Problem(NamedTuple):
     weights: Tensor  # [] or [N], 1 / noise
     outputscale: Tensor  # []
     tighter: bool
+    copies: Tensor  # [] or [N]
 
 
 class Needs(NamedTuple):
@@ -117,11 +121,11 @@ class Gradient(NamedTuple):
 
 def evaluate(engine: Engine, arguments: Arguments, needs: Needs) -> tuple[Tensor, Gradient | None]:
     """Bound in nats and, if needed, its gradient, in one go. The bound is float64 for any dtype."""
-    name, x, z, targets, lengthscale, outputscale, noise, jitter, tighter = arguments
+    name, x, z, targets, lengthscale, outputscale, noise, jitter, tighter, copies = arguments
     # The kernel is blind to a shift; a common centre keeps the moments u, u^2 small.
     centre = z.mean(0)
     u, v = (x - centre) / lengthscale, (z - centre) / lengthscale
-    problem = Problem(name, u, v, targets, 1.0 / noise, outputscale, tighter)
+    problem = Problem(name, u, v, targets, 1.0 / noise, outputscale, tighter, copies)
     Kzz, r2 = _inducing_covariance(problem, jitter)
     L = factorise(Kzz, "covariance of the inducing inputs", jitter)
     features = engine.features(problem, L.to(x.dtype), needs)
@@ -134,7 +138,7 @@ def evaluate(engine: Engine, arguments: Arguments, needs: Needs) -> tuple[Tensor
     # y'(Q + noise)^-1 y as a sum of squares; beta minimises it, so its rounding is harmless.
     quadratic = (w * error.square()).sum() + beta.square().sum()
     log_det = 2.0 * LB.diagonal().log().sum() - w.log().sum()
-    penalty = residual_penalty(features.residual.double() * w, tighter).sum()
+    penalty = residual_penalty(features.residual.double() * w, tighter, copies.double()).sum()
     value = -0.5 * (x.shape[0] * math.log(2.0 * math.pi) + log_det + quadratic + penalty)
     if not needs.any:
         return value, None
@@ -171,16 +175,17 @@ def evaluate(engine: Engine, arguments: Arguments, needs: Needs) -> tuple[Tensor
     )
 
 
-def residual_penalty(ratio: Tensor, tighter: bool) -> Tensor:
-    """``g(d_n / noise_n)``: the ratio itself, or ``log(1 + ratio)`` for the tightened bound."""
+def residual_penalty(ratio: Tensor, tighter: bool, copies: Tensor) -> Tensor:
+    """``g(d_n / noise_n)``: the ratio itself, or ``c log(1 + ratio / c)`` for the tightened bound
+    of a row that stands for ``c`` copies."""
     # With inducing inputs on the data d_n is zero up to rounding, of either sign.
-    return torch.log1p(ratio.clamp_min(0.0)) if tighter else ratio
+    return copies * torch.log1p(ratio.clamp_min(0.0) / copies) if tighter else ratio
 
 
-def residual_weights(residual: Tensor, weights: Tensor, tighter: bool) -> Tensor:
-    """``omega_n``: ``1 / (noise_n + d_n)`` for the tightened bound, else ``1 / noise_n``."""
+def residual_weights(residual: Tensor, weights: Tensor, tighter: bool, copies: Tensor) -> Tensor:
+    """``omega_n``: ``1 / (noise_n + d_n / c_n)`` for the tightened bound, else ``1 / noise_n``."""
     if tighter:
-        return weights / (1.0 + weights * residual.clamp_min(0.0))
+        return weights / (1.0 + weights * residual.clamp_min(0.0) / copies)
     return weights.expand(torch.broadcast_shapes(weights.shape, residual.shape))
 
 
@@ -205,13 +210,14 @@ def chunks(num_rows: int, num_columns: int, itemsize: int) -> list[tuple[int, in
 
 
 def _inducing_covariance(problem: Problem, jitter: float) -> tuple[Tensor, Tensor]:
-    r2 = _squared_distances(problem.scaled_z.double(), problem.scaled_z.double())
+    r2 = squared_distances(problem.scaled_z.double(), problem.scaled_z.double())
     Kzz = stationary_value(problem.name, r2)
     Kzz.diagonal().add_(jitter)
     return problem.outputscale.double() * Kzz, r2
 
 
-def _squared_distances(left: Tensor, right: Tensor) -> Tensor:
+def squared_distances(left: Tensor, right: Tensor) -> Tensor:
+    """Squared distances between two sets of points, [n, m]."""
     mode = "donot_use_mm_for_euclid_dist"  # the other mode loses half of the digits of close pairs
     return torch.cdist(left, right, compute_mode=mode).square_()
 
@@ -243,7 +249,7 @@ def _input_gradients(
     slope = problem.outputscale.double() * stationary_slope(problem.name, r2)
     own = (Kzz_bar * slope) @ moment_features(v)
     # Each inducing input enters Kzz through its row and its column.
-    by_rows, by_own = (_pull(v, part) for part in (moments, own))
+    by_rows, by_own = (pull(v, part) for part in (moments, own))
     d_z = 2.0 * (by_rows[0] + 2.0 * by_own[0]) / ell
     d_ell = -2.0 * (by_rows[1] + by_own[1]).sum(0) / ell
     return d_z, d_ell if ell.numel() == d_ell.numel() else d_ell.sum(0, keepdim=True)
@@ -254,7 +260,7 @@ def moment_features(points: Tensor) -> Tensor:
     return torch.cat([points, points.square(), points.new_ones(points.shape[0], 1)], -1)
 
 
-def _pull(v: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+def pull(v: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
     """``sum_n S_nm (v_m - u_n)^p`` by coordinate for p = 1 and 2, from the moments."""
     D = v.shape[1]
     first, second, total = moments[:, :D], moments[:, D : 2 * D], moments[:, 2 * D :]
@@ -272,14 +278,14 @@ class TensorEngine:
         gram, projected = factor.new_zeros(M, M), factor.new_zeros(M)
         two_grams = problem.tighter and needs.any
         omega_gram = factor.new_zeros(M, M) if two_grams else None
-        w = problem.weights.expand(N)
+        w, copies = problem.weights.expand(N), problem.copies.expand(N)
         for i, j in chunks(N, M, factor.element_size()):
-            r2 = _squared_distances(problem.scaled_x[i:j], problem.scaled_z)
+            r2 = squared_distances(problem.scaled_x[i:j], problem.scaled_z)
             cross = problem.outputscale * stationary_value(problem.name, r2)
             a = torch.linalg.solve_triangular(factor.mT, cross, upper=True, left=False)
             rows[i:j] = a
             residual[i:j] = problem.outputscale - a.square().sum(-1)
-            omega[i:j] = residual_weights(residual[i:j], w[i:j], problem.tighter)
+            omega[i:j] = residual_weights(residual[i:j], w[i:j], problem.tighter, copies[i:j])
             gram.addmm_(a.mT, a * w[i:j, None])
             projected += a.mT @ (w[i:j] * problem.targets[i:j])
             if omega_gram is not None:
@@ -314,6 +320,6 @@ class TensorEngine:
             adjoint.addr_(alpha[i:j], beta)
             weight = torch.linalg.solve_triangular(factor, adjoint, upper=False, left=False)
             u = problem.scaled_x[i:j]
-            weight *= stationary_slope(problem.name, _squared_distances(u, problem.scaled_z))
+            weight *= stationary_slope(problem.name, squared_distances(u, problem.scaled_z))
             moments.addmm_(weight.mT, problem.outputscale * moment_features(u))
         return moments, leverage

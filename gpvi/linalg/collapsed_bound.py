@@ -62,13 +62,15 @@ def collapsed_bound(
     noise: Tensor,  # shape: [] or [*b, N] or [*b, 1]
     *,
     tighter: bool = False,
+    copies: Tensor | None = None,  # shape: [*b, N]
 ) -> Tensor:
     r"""Collapsed inducing-point bound of the log evidence from covariance matrices of any kernel.
 
     .. math:: \log N(y \mid 0, Q + \mathrm{diag}(\sigma_n^2)) - \tfrac12 \sum_n g(d_n / \sigma_n^2),
         \quad Q = K_{xz} K_{zz}^{-1} K_{zx}, \quad d_n = k_{nn} - Q_{nn},
 
-    with ``g(t) = t``, or ``g(t) = log(1 + t)`` for the tightened bound. Cost ``O(N M^2)`` per batch
+    with ``g(t) = t``, or ``g(t) = log(1 + t)`` (for ``c`` copies ``c log(1 + t / c)``) for the
+    tightened bound. Cost ``O(N M^2)`` per batch
     element of Kzz and Kzx; outputs that share these share the cost. Differentiable once.
 
     Parameters
@@ -86,6 +88,9 @@ def collapsed_bound(
         Noise variance: one number, one per batch element, or one per row.
     tighter : bool
         Use the tightened bound of Titsias (2025).
+    copies : Tensor, shape [*b, N], optional
+        For the tightened bound: how many rows with independent residuals each row stands for; a row
+        that merges c rows of noise s has noise s / c. One if left out.
 
     Returns
     -------
@@ -132,7 +137,8 @@ def collapsed_bound(
             f"[*b, 1] or [*b, N]; got {describe_shapes(tensors)}"
         )
     check_positive("noise", noise)
-    return _CollapsedBound.apply(Kzz, Kzx, k_diag, targets, noise_row, tighter)
+    copies = _checked_copies(copies, targets)
+    return _CollapsedBound.apply(Kzz, Kzx, k_diag, targets, noise_row, tighter, copies)
 
 
 def stationary_collapsed_bound(
@@ -146,6 +152,7 @@ def stationary_collapsed_bound(
     *,
     jitter: float,
     tighter: bool = False,
+    copies: Tensor | None = None,  # shape: [N]
 ) -> Tensor:
     r"""Collapsed inducing-point bound of the log evidence for a stationary kernel.
 
@@ -175,6 +182,9 @@ def stationary_collapsed_bound(
         Added to the diagonal of Kzz, relative to the outputscale.
     tighter : bool
         Use the tightened bound of Titsias (2025).
+    copies : Tensor, shape [N], optional
+        For the tightened bound: how many rows with independent residuals each row stands for; a row
+        that merges c rows of noise s has noise s / c. One if left out.
 
     Returns
     -------
@@ -209,7 +219,8 @@ def stationary_collapsed_bound(
     torch.Size([1])
     """
     _check_stationary(name, x, z, targets, lengthscale, outputscale, noise, jitter)
-    options = _Options(name, jitter, tighter, _engine(x), torch.is_grad_enabled())
+    copies = _checked_copies(copies, targets)
+    options = _Options(name, jitter, tighter, copies, _engine(x), torch.is_grad_enabled())
     return _StationaryBound.apply(z, targets, lengthscale, outputscale, noise, x, options)
 
 
@@ -226,6 +237,7 @@ class _CollapsedBound(torch.autograd.Function):
         targets: Tensor,
         noise: Tensor,
         tighter: bool,
+        copies: Tensor,
     ) -> Tensor:
         N, dtype = Kzx.shape[-1], Kzx.dtype
         L = factorise(Kzz, "Kzz", 0.0).to(dtype)
@@ -242,10 +254,10 @@ class _CollapsedBound(torch.autograd.Function):
         quadratic = (w * error.square()).sum(-1) + beta.square().sum(-1)
         log_det_B = 2.0 * LB.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_det = log_det_B.to(dtype) - w.log().expand(*w.shape[:-1], N).sum(-1)
-        penalty = residual_penalty(residual * w, tighter).sum(-1)
+        penalty = residual_penalty(residual * w, tighter, copies).sum(-1)
         ctx.save_for_backward(noise, L, A, LB, beta, w * error, residual)
         ctx.shapes = [t.shape for t in (Kzz, Kzx, k_diag, targets, noise)]
-        ctx.tighter = tighter
+        ctx.tighter, ctx.copies = tighter, copies
         return -0.5 * (N * math.log(2.0 * math.pi) + log_det + quadratic + penalty)
 
     @staticmethod
@@ -255,7 +267,7 @@ class _CollapsedBound(torch.autograd.Function):
         need = ctx.needs_input_grad
         w = 1.0 / noise
         g = gradient.unsqueeze(-1)
-        omega = residual_weights(residual, w, ctx.tighter)
+        omega = residual_weights(residual, w, ctx.tighter, ctx.copies)
         d_targets = _reduce(-g * alpha, ctx.shapes[3]) if need[3] else None
         d_k_diag = _reduce(-0.5 * g * omega, ctx.shapes[2]) if need[2] else None
         d_Kzz = d_Kzx = d_noise = None
@@ -279,13 +291,14 @@ class _CollapsedBound(torch.autograd.Function):
             half = -0.5 * K_bar @ A.mT
             full = torch.linalg.solve_triangular(L, half, upper=False, left=False)
             d_Kzz = _reduce(0.5 * (full + full.mT), ctx.shapes[0])
-        return d_Kzz, d_Kzx, d_k_diag, d_targets, d_noise, None
+        return d_Kzz, d_Kzx, d_k_diag, d_targets, d_noise, None, None
 
 
 class _Options(NamedTuple):
     name: str
     jitter: float
     tighter: bool
+    copies: Tensor
     engine: Engine
     gradient: bool  # inside forward, gradients are always disabled: ask before
 
@@ -316,6 +329,7 @@ class _StationaryBound(torch.autograd.Function):
             noise.detach(),
             options.jitter,
             options.tighter,
+            options.copies,
         )
         value, gradient = evaluate(options.engine, arguments, needs)
         if gradient is not None:
@@ -326,6 +340,19 @@ class _StationaryBound(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return scaled_gradients(ctx, gradient) + (None, None)
+
+
+def _checked_copies(copies: Tensor | None, targets: Tensor) -> Tensor:
+    """Numbers of copies, one number where none are given."""
+    if copies is None:
+        return targets.new_ones(())
+    if copies.shape[-1:] != targets.shape[-1:]:
+        raise InputError(
+            f"copies has shape {tuple(copies.shape)} for {targets.shape[-1]} rows; give one per row."
+        )
+    check_kinds({"copies": copies, "targets": targets}, targets)
+    check_positive("copies", copies)
+    return copies.detach()
 
 
 def _align(shape: torch.Size, dims: int) -> tuple[int, ...]:

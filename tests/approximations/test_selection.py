@@ -100,3 +100,15 @@ def test_new_tensors_follow_the_device_of_the_data(method):
     gp, x = process(lengthscale=100.0), uniform(50, 1)
     with torch.device("meta"):
         assert select_inducing_points(gp, x, 20, method, seeded()).device.type == "cpu"
+
+
+def test_rows_that_nearly_coincide_are_not_chosen_twice():
+    x = torch.zeros(6, 1).double()
+    x[:, 0] = 1.0 + 1e-15 * torch.arange(6).double()
+    x[0] = 1e6
+    gp = GaussianProcess(gpytorch.kernels.RBFKernel().double())
+    distinct = torch.unique(x, dim=0)
+    assert len(distinct) == 6
+    for method in SELECTION_METHODS:
+        chosen = select_inducing_points(gp, x, 5, method, torch.Generator().manual_seed(0))
+        assert len(torch.unique(chosen, dim=0)) == 5

@@ -196,6 +196,7 @@ SUBSET = WarmStart(num_rows=30, num_inducing=8, max_evaluations=8)
 LOOSE = {"tolerance": 1e-3, "max_iter": 7, "warm_start": SUBSET}
 GAUSSIAN = Run(GaussianLikelihood, lambda y: y, **LOOSE)
 BERNOULLI = Run(BernoulliLikelihood, lambda y: (y > 0).double(), **LOOSE)
+ADAM = Run(BernoulliLikelihood, lambda y: (y > 0).double(), optimizer="adam", **LOOSE)
 MINIBATCH = Run(
     lambda: PoissonLikelihood(),
     lambda y: (y + 1).exp().floor(),
@@ -218,9 +219,9 @@ def assert_same(first: tuple[FitResult, list[Tensor]], second: tuple[FitResult, 
 
 
 class TestResume:
-    @pytest.fixture(params=["gaussian", "bernoulli"])
+    @pytest.fixture(params=["gaussian", "bernoulli", "adam"])
     def run(self, request) -> Run:
-        return {"gaussian": GAUSSIAN, "bernoulli": BERNOULLI}[request.param]
+        return {"gaussian": GAUSSIAN, "bernoulli": BERNOULLI, "adam": ADAM}[request.param]
 
     def test_a_checkpoint_changes_nothing(self, run, tmp_path):
         assert_same(run(), run(tmp_path / "fit"))
@@ -269,6 +270,7 @@ class TestResume:
             {"tolerance": 1e-2},
             {"objective": "elbo"},
             {"warm_start": None},
+            {"optimizer": "adam", "learning_rate": 0.1},
         ],
     )
     def test_other_settings_are_refused(self, run, changes, tmp_path):

@@ -331,7 +331,7 @@ class TestRefusals:
             ({"y": torch.zeros(10).double()}, r"\(10,\)"),
             ({"y": torch.zeros(60, 1).double()}, "flattened"),
             ({"y": torch.full((60,), torch.inf).double()}, "infinite"),
-            ({"y": torch.full((60,), torch.nan).double()}, "no target at all: its 60 rows"),
+            ({"y": torch.full((60,), torch.nan).double()}, "each of the 60 rows is NaN"),
             ({"x": torch.full((60, 2), torch.nan).double()}, "120 values that are NaN"),
             ({"x": torch.zeros(60).double()}, "unsqueeze"),
             ({"weights": -torch.ones(60).double()}, "non-negative"),
@@ -342,6 +342,10 @@ class TestRefusals:
             ({"batch_size": 8.5}, "batch_size is 8.5; it must be an integer"),
             ({"batch_size": 5, "learning_rate": 0.0}, "learning_rate is 0.0"),
             ({"batch_size": 5, "natural_step_size": 1.5}, "natural_step_size is 1.5"),
+            ({"learning_rate": math.inf}, "learning_rate is inf; it must be positive and finite"),
+            ({"learning_rate": math.nan}, "learning_rate is nan"),
+            ({"optimizer": "sgd"}, "optimizer is 'sgd'; it must be one of auto, lbfgs, adam"),
+            ({"optimizer": "lbfgs", "batch_size": 5}, "optimizer='lbfgs' and batch_size=5"),
             (
                 {"approximation": InducingPoints(inducing_points=torch.zeros(3, 5).double())},
                 "columns",
@@ -384,7 +388,7 @@ class TestRefusals:
         """The warm start has moved the hyperparameters when the full batch fails; they go back."""
 
         class Fragile(InducingPoints):
-            def collapsed_objective(self, gp, x, y, noise, *, tighter):
+            def collapsed_objective(self, gp, x, y, noise, *, tighter, copies=None):
                 raise NumericalError("broken")
 
         self.refused(

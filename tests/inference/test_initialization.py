@@ -47,6 +47,33 @@ class TestMedianLengthscales:
         median_lengthscales(x)
         assert torch.equal(torch.get_rng_state(), state)
 
+    def test_weights_are_repeated_rows(self):
+        x = torch.randn(40, 3, generator=seeded(1), dtype=torch.float64)
+        times = torch.arange(40) % 4
+        repeated = median_lengthscales(x.repeat_interleave(times, 0), seeded())
+        assert torch.equal(median_lengthscales(x, seeded(), times.double()), repeated)
+        # The order of rows does not matter, and nothing random is left with so few rows.
+        assert torch.equal(median_lengthscales(x.flip(0), seeded(7), times.flip(0)), repeated)
+
+    def test_weights_are_repeated_rows_with_random_pairs(self):
+        x = torch.randn(400, 2, generator=seeded(1), dtype=torch.float64)
+        times = torch.arange(400) % 3
+        weighted = median_lengthscales(x, seeded(), times.double())
+        assert torch.equal(weighted, median_lengthscales(x.repeat_interleave(times, 0), seeded()))
+        assert not torch.equal(weighted, median_lengthscales(x, seeded()))
+
+    def test_many_rows_are_drawn_by_weight(self):
+        x = torch.randn(6000, 1, generator=seeded(1), dtype=torch.float64)
+        weights = (x[:, 0].abs() < 0.1).double()
+        assert median_lengthscales(x, seeded(), weights).item() < 0.2
+        assert median_lengthscales(x, seeded()).item() > 0.5
+
+    def test_impossible_weights_are_refused(self):
+        x = torch.zeros(3, 1).double()
+        for weights in (torch.ones(2), torch.tensor([1.0, -1.0, 1.0]), torch.zeros(3)):
+            with pytest.raises(InputError, match=r"pass one non-negative weight per row"):
+                median_lengthscales(x, seeded(), weights)
+
 
 class TestInitialize:
     X = torch.linspace(0, 1, 30).double().unsqueeze(-1)
@@ -88,6 +115,22 @@ class TestInitialize:
         assert likelihood.initial_latent(self.X[:, 0]) is None
         initialize_hyperparameters(gp, likelihood, self.X, self.X[:, 0], seeded())
         assert gp.mean_module.constant.item() == 0.0
+
+    @pytest.mark.parametrize("likelihood", [GaussianLikelihood(), PoissonLikelihood()])
+    def test_weights_are_repeated_rows(self, likelihood):
+        y = torch.arange(30.0).double()
+        y[0] = torch.nan
+        times = torch.arange(30) % 3
+        results = []
+        for repeat in (False, True):
+            gp = GaussianProcess(MaternKernel().double(), gpytorch.means.ConstantMean().double())
+            if repeat:
+                x, z = self.X.repeat_interleave(times, 0), y.repeat_interleave(times)
+                initialize_hyperparameters(gp, likelihood, x, z, seeded())
+            else:
+                initialize_hyperparameters(gp, likelihood, self.X, y, seeded(), times.double())
+            results.append((gp.kernel.lengthscale.item(), gp.mean_module.constant.item()))
+        assert results[0] == pytest.approx(results[1], abs=1e-12)
 
     def test_batched_process(self):
         shape = torch.Size([2])

@@ -212,20 +212,35 @@ def test_weighted_rows_are_repeated_rows():
         torch.testing.assert_close(
             weighted, elbo(repeated, KNOWN_NOISE, y[rows], noise=noise[rows])
         )
-        # In the tightened bound a weighted row is one row of variance noise / w, up to a constant.
-        used = weights > 0
-        narrow = noise[used] / weights[used]
-        spare = 0.5 * (
-            (weights[used] - 1.0) * (2 * torch.pi * noise[used]).log() + weights[used].log()
-        )
-        prior = approximation.prior(gp, x[used])
-        same = prior.condition(gaussian_sites(y[used], narrow))
         tighter = tighter_elbo(posterior, KNOWN_NOISE, y, weights=weights, noise=noise)
         torch.testing.assert_close(
-            tighter, tighter_elbo(same, KNOWN_NOISE, y[used], noise=narrow) - spare.sum()
+            tighter, tighter_elbo(repeated, KNOWN_NOISE, y[rows], noise=noise[rows])
         )
         exact = evidence(gp, x[rows], y[rows], noise[rows])
         assert bool(tighter <= exact + 1e-9) and bool(weighted <= tighter + 1e-9)
+
+
+@pytest.mark.parametrize("weight", [0.2, 0.7, 1.0, 2.5])
+def test_fractional_weights_keep_the_bound(weight):
+    """One row, nothing explained: the best q(f) has closed-form value, which no bound may exceed."""
+    gp = process().requires_grad_(False)
+    x, y, noise = (
+        torch.zeros(1, 1).double(),
+        torch.zeros(1).double(),
+        torch.full((1,), 0.3).double(),
+    )
+    far = InducingPoints(inducing_points=torch.full((1, 1), 1e3).double())
+    posterior = far.prior(gp, x).condition(Sites.zeros((1,)))
+    weights = torch.full((1,), weight).double()
+    value = tighter_elbo(posterior, KNOWN_NOISE, y, weights=weights, noise=noise)
+    variance = posterior.marginals().residual
+    best = -0.5 * weight * (2 * torch.pi * noise).log() - 0.5 * torch.log1p(
+        weight * variance / noise
+    )
+    limit = best - 0.5 * weight * (y - gp.mean(x)).square() / noise
+    assert bool(value <= limit + 1e-7)
+    if weight <= 1.0:
+        torch.testing.assert_close(value, limit.squeeze())
 
 
 # --- the residual scale of other likelihoods -----------------------------------------------------

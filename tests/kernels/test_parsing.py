@@ -23,7 +23,15 @@ from hypothesis import strategies as st
 from sklearn.gaussian_process import kernels as sklearn_kernels
 
 from gpvi.exceptions import GPVIError, InputError
-from gpvi.kernels import KERNELS, KernelEntry, PowerKernel, WhiteKernel, from_sklearn, parse_kernel
+from gpvi.kernels import (
+    KERNELS,
+    HammingKernel,
+    KernelEntry,
+    PowerKernel,
+    WhiteKernel,
+    from_sklearn,
+    parse_kernel,
+)
 
 NUM_FEATURES = 3
 
@@ -90,6 +98,7 @@ BY_HAND = {
     "rbf": lambda: scale(rbf()),
     "rational_quadratic": lambda: scale(rational_quadratic()),
     "periodic": lambda: scale(periodic()),
+    "hamming": lambda: scale(HammingKernel(ard_num_dims=NUM_FEATURES)),
     "linear": LinearKernel,
     "constant": ConstantKernel,
     "white": WhiteKernel,

@@ -434,3 +434,32 @@ def test_integer_targets_are_accepted(all_cases):
     whole = likelihood.variational_expectations(COUNTS.long(), mean, variance)
     assert torch.equal(whole, likelihood.variational_expectations(COUNTS, mean, variance))
     assert likelihood.initial_latent(COUNTS.long()).dtype == torch.float64
+
+
+def test_expectation_slopes_are_derivatives(case):
+    """The short cuts agree with automatic differentiation, with gaps and weights."""
+    likelihood, y = case.build(), with_missing(case.y, 1)
+    weights = torch.linspace(0.0, 2.0, NUM_ROWS, dtype=torch.float64)
+    if "weights" in case.rows:
+        weights = case.rows["weights"]
+    rows = {**case.rows, "weights": weights}
+    mean, variance = (t.clone().requires_grad_() for t in case.moments())
+    value = likelihood.variational_expectations(y, mean, variance, **rows)
+    expected = torch.autograd.grad(value.sum(), (mean, variance))
+    actual = gpvi.likelihoods.expectation_slopes(likelihood, y, mean, variance, **rows)
+    assert not any(term.requires_grad for term in actual)
+    torch.testing.assert_close(actual, (value.detach(), *expected), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "parent", [gpvi.likelihoods.PoissonLikelihood, gpvi.likelihoods.BernoulliLikelihood]
+)
+def test_short_cuts_are_not_inherited_past_an_override(parent):
+    class Doubled(parent):
+        def _variational_expectations(self, y, mean, variance, **rows):
+            return 2.0 * super()._variational_expectations(y, mean, variance, **rows)
+
+    y, zero, one = torch.ones(1).double(), torch.zeros(1).double(), torch.ones(1).double()
+    single = gpvi.likelihoods.expectation_slopes(parent(), y, zero, one)
+    twice = gpvi.likelihoods.expectation_slopes(Doubled(), y, zero, one)
+    torch.testing.assert_close(twice, tuple(2.0 * term for term in single), atol=1e-9, rtol=1e-9)

@@ -255,6 +255,52 @@ def test_both_functions_have_the_same_gradient(per_row: bool, tighter: bool) -> 
         torch.testing.assert_close(p[key].grad, q[key].grad, atol=1e-8, rtol=1e-8)
 
 
+@pytest.mark.parametrize("generic", [True, False])
+@tightness
+def test_a_row_of_several_copies_is_repeated_rows(generic: bool, tighter: bool) -> None:
+    """c rows of equal input, target and noise s are one row of noise s / c, up to a constant."""
+    times = 1 + torch.arange(30) % 3
+    results = []
+    for repeat in (True, False):
+        p = problem(30, 6, 2, per_row=True)
+        copies = None if repeat else times.to(p["x"])
+        if repeat:
+            p |= {k: p[k].repeat_interleave(times, 0) for k in ("x", "targets", "noise")}
+        leaves = with_gradients(p)
+        q = leaves if repeat else leaves | {"noise": leaves["noise"] / times}
+        if generic:
+            K = matrices("rbf", q, 1e-8)
+            value = collapsed_bound(*K, q["targets"], q["noise"], tighter=tighter, copies=copies)
+        else:
+            value = stationary_collapsed_bound(
+                "rbf", **q, jitter=1e-8, tighter=tighter, copies=copies
+            )
+        if not repeat:
+            noise = leaves["noise"]
+            spare = (times - 1) * (2.0 * math.pi * noise).log() + times.to(noise).log()
+            value = value - 0.5 * spare.sum()
+        value.backward()
+        gradients = {k: leaves[k].grad for k in ("z", "lengthscale", "outputscale", "noise")}
+        if repeat:
+            folded = torch.zeros(30, dtype=torch.float64)
+            owner = torch.arange(30).repeat_interleave(times)
+            gradients["noise"] = folded.index_add_(0, owner, gradients["noise"])
+        results.append((value.detach(), gradients))
+    (expected, theirs), (actual, mine) = results
+    torch.testing.assert_close(actual, expected, atol=1e-10, rtol=0)
+    torch.testing.assert_close(mine, theirs, atol=1e-8, rtol=1e-8)
+
+
+def test_copies_are_checked() -> None:
+    p = problem(20, 4)
+    for copies, message in (
+        (torch.ones(3).double(), "one per row"),
+        (p["targets"] * 0, "positive"),
+    ):
+        with pytest.raises(InputError, match=message):
+            stationary_collapsed_bound("rbf", **p, jitter=1e-8, copies=copies)
+
+
 @pytest.mark.parametrize("wanted", ["z", "targets", "lengthscale", "outputscale", "noise"])
 @noises
 def test_one_gradient_at_a_time(wanted: str, per_row: bool) -> None:
@@ -312,8 +358,16 @@ def share_rows(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: workers)
 
 
-def run(engine: Any, name: str, p: dict[str, Tensor], tighter: bool, needs: Needs = ALL) -> Any:
-    return evaluate(engine, Arguments(name, *p.values(), 1e-8, tighter), needs)
+def run(
+    engine: Any,
+    name: str,
+    p: dict[str, Tensor],
+    tighter: bool,
+    needs: Needs = ALL,
+    copies: Tensor | None = None,
+) -> Any:
+    copies = torch.ones_like(p["targets"][0]) if copies is None else copies
+    return evaluate(engine, Arguments(name, *p.values(), 1e-8, tighter, copies), needs)
 
 
 @names
@@ -326,8 +380,9 @@ def test_engines_agree(
     p = problem(150, 17, 3, per_row=per_row)
     p["z"][0] = p["x"][100]  # one pair at distance zero
     needs = Needs(True, True, per_row)
-    value, gradient = run(TensorEngine(), name, p, tighter, needs)
-    other_value, other_gradient = run(compiled_engine(), name, p, tighter, needs)
+    copies = 1.0 + torch.arange(150).remainder(3).to(p["x"])
+    value, gradient = run(TensorEngine(), name, p, tighter, needs, copies)
+    other_value, other_gradient = run(compiled_engine(), name, p, tighter, needs, copies)
     torch.testing.assert_close(other_value, value, atol=1e-10, rtol=0)
     for mine, theirs in zip(gradient, other_gradient, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=1e-10)

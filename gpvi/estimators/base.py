@@ -1,0 +1,439 @@
+"""What all estimators share: options, the fit, saving, and the predictions that need no more than a model.
+
+References
+----------
+Buitinck, L. et al. (2013). API design for machine learning software: experiences from the scikit-learn
+project.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import gpytorch
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from gpvi.estimators.building import build_likelihood
+from gpvi.estimators.fitting import FitOptions, TrainingData, fit_model
+from gpvi.estimators.functions import FunctionSamples
+from gpvi.estimators.hyperparameters import HyperparameterSpec, check_hyperparameters
+from gpvi.estimators.inputs import learn_columns
+from gpvi.estimators.preparation import (
+    DTYPES,
+    check_data,
+    check_options,
+    standardizers,
+    usable_rows,
+)
+from gpvi.estimators.reporting import FitSummary, summarize
+from gpvi.estimators.saving import fitted_names, load_estimator, save_estimator
+from gpvi.estimators.units import list_hyperparameters
+from gpvi.estimators.validation import check_device, check_integer, row_values
+from gpvi.inference import Callback
+from gpvi.likelihoods import as_likelihood
+
+__all__ = ["GaussianProcessEstimator"]
+
+_MAX_SEED = 2**31 - 1
+
+
+class GaussianProcessEstimator(BaseEstimator):
+    """Base class of the estimators; see :class:`GPRegressor` for the options.
+
+    Parameters
+    ----------
+    kernel, ard, categorical_features : object
+        The kernel.
+    mean : object
+        Prior mean.
+    likelihood : object
+        Distribution of y given f.
+    approximation, num_inducing : object
+        How f is approximated.
+    standardize : bool
+        Whether data are standardised inside.
+    hyperparameters : dict
+        Fixed values, starting values, bounds, priors.
+    objective, optimizer, max_iter, batch_size, learning_rate, num_restarts : object
+        The fit.
+    allow_missing_targets : bool
+        Whether y may hold NaN.
+    random_state, device, dtype, verbose, callbacks, checkpoint : object
+        How the fit runs.
+    """
+
+    def __init__(
+        self,
+        kernel: Any = "matern52",
+        *,
+        ard: bool = True,
+        categorical_features: Any = "from_dtype",
+        mean: Any = "constant",
+        likelihood: Any = "auto",
+        approximation: Any = "auto",
+        num_inducing: int | None = None,
+        standardize: bool = True,
+        hyperparameters: Mapping[str, HyperparameterSpec] | None = None,
+        objective: str = "tighter_elbo",
+        optimizer: str | None = "auto",
+        max_iter: int = 100,
+        batch_size: int | None = None,
+        learning_rate: float = 0.03,
+        num_restarts: int = 0,
+        allow_missing_targets: bool = False,
+        random_state: Any = None,
+        device: Any = "cpu",
+        dtype: str = "float64",
+        verbose: bool = False,
+        callbacks: Sequence[Callback] = (),
+        checkpoint: str | os.PathLike | None = None,
+    ) -> None:
+        self.kernel = kernel
+        self.ard = ard
+        self.categorical_features = categorical_features
+        self.mean = mean
+        self.likelihood = likelihood
+        self.approximation = approximation
+        self.num_inducing = num_inducing
+        self.standardize = standardize
+        self.hyperparameters = hyperparameters
+        self.objective = objective
+        self.optimizer = optimizer
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.num_restarts = num_restarts
+        self.allow_missing_targets = allow_missing_targets
+        self.random_state = random_state
+        self.device = device
+        self.dtype = dtype
+        self.verbose = verbose
+        self.callbacks = callbacks
+        self.checkpoint = checkpoint
+
+    #: Whether targets are standardised; only real numbers can be.
+    _standardizes_targets = False
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        noise_variance: Any = None,
+        exposure: Any = None,
+    ) -> Self:
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : array-like or data frame, shape [N, D]
+            Inputs.
+        y : array-like, shape [N]
+            Targets.
+        sample_weight : array-like, shape [N], optional
+            Non-negative; a row of weight w counts like w equal rows, one of weight 0 is left out.
+        noise_variance : array-like, shape [N], optional
+            Known variance of every measurement, added to the learned one (Gaussian likelihood).
+        exposure : array-like, shape [N], optional
+            Time, area or population behind every count.
+
+        Returns
+        -------
+        self
+            Fitted; as it was before if anything is raised.
+
+        Raises
+        ------
+        InputError
+            For data or options that cannot be used.
+        UnsupportedError
+            For options that do not work together.
+        NumericalError
+            If every start breaks down numerically.
+        """
+        before = dict(self.__dict__)
+        try:
+            return self._fit(X, y, sample_weight, noise_variance, exposure)
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    def log_predictive_density(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        noise_variance: Any = None,
+        exposure: Any = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Log density (or probability) of new observations under the prediction.
+
+        Parameters
+        ----------
+        X : array-like, shape [N, D]
+            Inputs.
+        y : array-like, shape [N]
+            Observations; NaN gives NaN.
+        noise_variance, exposure : array-like, shape [N], optional
+            Of the observations.
+        batch_size : int, optional
+            Rows at a time.
+
+        Returns
+        -------
+        ndarray, shape [N]
+            In nats, over the units of y.
+        """
+        array = self._new_inputs(X)
+        rows = self._rows(noise_variance, exposure, len(array))
+        targets = self._encoded(y, len(array))
+        return self._model.log_density(array, targets, rows, self._pieces(batch_size))
+
+    def sample_y(
+        self,
+        X: Any,
+        n_samples: int = 1,
+        random_state: Any = None,
+        *,
+        noise_variance: Any = None,
+        exposure: Any = None,
+    ) -> np.ndarray:
+        """Joint samples of new observations; the cost is cubic in the number of rows.
+
+        Parameters
+        ----------
+        X : array-like, shape [N, D]
+            Inputs.
+        n_samples : int
+            Number of samples S.
+        random_state : int, RandomState or None
+            Seeds them.
+        noise_variance, exposure : array-like, shape [N], optional
+            Of the observations.
+
+        Returns
+        -------
+        ndarray, shape [N, S]
+            In the units of y.
+        """
+        array = self._new_inputs(X)
+        rows = self._rows(noise_variance, exposure, len(array))
+        size = check_integer("n_samples", n_samples, 1)
+        return self._decoded(self._model.samples(array, size, rows, _generator(random_state)).T)
+
+    def sample_functions(
+        self, n_functions: int = 1, random_state: Any = None, *, num_features: int = 2_000
+    ) -> FunctionSamples:
+        """Functions drawn from the posterior, which can be evaluated anywhere, again and again.
+
+        The prior part is made of random features, the update by the data is exact (decoupled sampling of
+        Wilson et al. 2020).
+
+        Parameters
+        ----------
+        n_functions : int
+            Number of functions S.
+        random_state : int, RandomState or None
+            Seeds them.
+        num_features : int
+            Random features of the prior part; its error shrinks with their square root.
+
+        Returns
+        -------
+        FunctionSamples
+            Callable: inputs [N, D] to values of f, shape [N, S], in the units of y (of the latent function
+            for counts and classes).
+
+        Raises
+        ------
+        UnsupportedError
+            For kernels without random features (white noise, or kernels of your own).
+        """
+        check_is_fitted(self, "posterior_")
+        size = check_integer("n_functions", n_functions, 1)
+        features = check_integer("num_features", num_features, 1)
+        paths = self._model.paths(size, features, _generator(random_state))
+        model = self._model
+        like = model.targets.new_empty(0)
+        return FunctionSamples(paths, self._columns, model.x_map, model.y_map, like)
+
+    def summary(self) -> FitSummary:
+        """What was fitted and how: approximation, objective, jitter, hyperparameters, warnings.
+
+        Returns
+        -------
+        FitSummary
+            ``print`` it, or read its fields.
+        """
+        check_is_fitted(self, "posterior_")
+        return self._summary
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the fitted estimator to a file, without pickle.
+
+        Callbacks are not saved, nor a ``random_state`` that is not a number.
+
+        Parameters
+        ----------
+        path : path-like
+            Of the file, which is replaced as a whole if it exists.
+
+        Raises
+        ------
+        ModelFileError
+            If the estimator holds something that cannot be saved, such as a kernel of an unregistered
+            class.
+        """
+        check_is_fitted(self, "posterior_")
+        save_estimator(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, *, device: Any = "cpu") -> Self:
+        """Read an estimator that :meth:`save` wrote; nothing in the file is executed.
+
+        Parameters
+        ----------
+        path : path-like
+            Of the file.
+        device : str or torch.device
+            Where to compute.
+
+        Returns
+        -------
+        estimator
+            Predicts as the saved one.
+
+        Raises
+        ------
+        ModelFileError
+            If the file is damaged, of a newer version, of another estimator, or needs an unknown class.
+        """
+        return load_estimator(cls, path, device)
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any, noise_variance: Any, exposure: Any) -> Self:
+        for name in fitted_names(self):
+            delattr(self, name)
+        check_options(self)
+        specs = check_hyperparameters(self.hyperparameters)
+        data = self._training_data(X, y, sample_weight, noise_variance, exposure)
+        likelihood = build_likelihood(self.likelihood, self._likelihoods())
+        x_map, y_map = standardizers(
+            data,
+            standardize=bool(self.standardize),
+            common_scale=not self.ard,
+            targets=self._standardizes_targets,
+        )
+        check_data(likelihood, data, y_map)
+        options = FitOptions(
+            kernel=self.kernel,
+            mean=self.mean,
+            approximation=self.approximation,
+            likelihood=likelihood,
+            num_latents=as_likelihood(likelihood).num_latents,
+            ard=bool(self.ard),
+            standardize=bool(self.standardize),
+            x_map=x_map,
+            y_map=y_map,
+            hyperparameters=specs,
+            num_inducing=self.num_inducing,
+            batch_size=self.batch_size,
+            optimizer=self.optimizer,
+            objective=self.objective,
+            max_iter=self.max_iter,
+            learning_rate=self.learning_rate,
+            num_restarts=self.num_restarts,
+            seed=int(check_random_state(self.random_state).randint(_MAX_SEED)),
+            device=check_device(self.device),
+            dtype=DTYPES[self.dtype],
+            verbose=bool(self.verbose),
+            callbacks=tuple(self.callbacks),
+            checkpoint=self.checkpoint,
+        )
+        outcome = fit_model(data, options)
+        self._columns = data.columns
+        self._model = outcome.model
+        process = outcome.process
+        self.posterior_ = outcome.model.posterior
+        self.kernel_ = process.kernel
+        self.likelihood_ = outcome.model.likelihood
+        self.approximation_ = outcome.choice.approximation
+        self.elbo_ = outcome.objective
+        self.history_ = outcome.history
+        self.n_iter_ = max(1, outcome.result.num_iterations)
+        target = "y" if self._standardizes_targets else "f"
+        parameters = list_hyperparameters(process, outcome.model.likelihood, x_map, y_map, target)
+        self._summary = summarize(
+            type(self).__name__, outcome, parameters, data.columns, bool(self.standardize)
+        )
+        return self
+
+    def _training_data(
+        self, X: Any, y: Any, sample_weight: Any, noise_variance: Any, exposure: Any
+    ) -> TrainingData:
+        columns, array = learn_columns(self, X, y, self.categorical_features)
+        targets, observed = self._targets(y, len(array))
+        name = type(self).__name__
+        weights = row_values(sample_weight, len(array), "sample_weight", name, positive=False)
+        rows = self._rows(noise_variance, exposure, len(array))
+        used = usable_rows(observed, weights, name)
+        return TrainingData(
+            array[used],
+            self._learn_targets(targets[used]),
+            None if weights is None else weights[used],
+            {key: values[used] for key, values in rows.items()},
+            used,
+            columns.within(array[used]),
+        )
+
+    def _rows(self, noise_variance: Any, exposure: Any, num_rows: int) -> dict[str, np.ndarray]:
+        name = type(self).__name__
+        noise = row_values(noise_variance, num_rows, "noise_variance", name, positive=False)
+        exposed = row_values(exposure, num_rows, "exposure", name, positive=True)
+        rows = {"noise": noise, "exposure": exposed}
+        return {key: values for key, values in rows.items() if values is not None}
+
+    def _new_inputs(self, X: Any) -> np.ndarray:
+        check_is_fitted(self, "posterior_")
+        array = self._columns.encode(self, X)
+        self._columns.warn_if_far(array)
+        return array
+
+    def _pieces(self, batch_size: Any) -> int | None:
+        return None if batch_size is None else check_integer("batch_size", batch_size, 1)
+
+    def _likelihoods(self) -> Mapping[str, Callable[[], gpytorch.likelihoods.Likelihood]]:
+        """Likelihoods that have a name here."""
+        raise NotImplementedError
+
+    def _targets(self, y: Any, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Checked targets in their own units, and which rows have one."""
+        raise NotImplementedError
+
+    def _learn_targets(self, targets: np.ndarray) -> np.ndarray:
+        """Numbers for the likelihood, from the targets of the rows that are fitted."""
+        return targets
+
+    def _encoded(self, y: Any, num_rows: int) -> np.ndarray:
+        """Numbers for the likelihood, from new targets."""
+        raise NotImplementedError
+
+    def _decoded(self, targets: np.ndarray) -> np.ndarray:
+        """Targets in the user's coding, from numbers of the likelihood."""
+        return targets
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        return tags
+
+
+def _generator(random_state: Any) -> torch.Generator:
+    seed = int(check_random_state(random_state).randint(_MAX_SEED))
+    return torch.Generator().manual_seed(seed)

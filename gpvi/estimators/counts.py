@@ -1,0 +1,155 @@
+"""Gaussian process regression for counts with the scikit-learn interface."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gpytorch
+import numpy as np
+from sklearn.base import RegressorMixin
+from sklearn.metrics import d2_tweedie_score
+from sklearn.utils import Tags
+
+from gpvi.estimators.regression import RegressionEstimator
+from gpvi.estimators.validation import row_values
+from gpvi.exceptions import InputError
+from gpvi.likelihoods import PoissonLikelihood
+
+__all__ = ["GPCountRegressor"]
+
+
+class GPCountRegressor(RegressorMixin, RegressionEstimator):
+    """Gaussian process regression for counts.
+
+    The model is ``y ~ Poisson(exposure * exp(f(x)))`` with ``f`` a Gaussian process. Counts that are not
+    whole numbers are accepted as quasi-likelihood, negative ones are refused.
+
+    Parameters
+    ----------
+    kernel : str, gpytorch kernel or scikit-learn kernel
+        Short names can be added and multiplied: "matern52 + linear". An object is copied. Trainable
+        lengthscales start from the data; those with ``requires_grad`` off keep their values.
+    ard : bool
+        For kernels given as strings, one lengthscale per column; if False, one lengthscale, and X is
+        scaled by one common factor.
+    categorical_features : "from_dtype", list of names or positions, or None
+        Columns to compare for equality only; "from_dtype" takes the categorical ones of a pandas or polars
+        frame. A kernel given as a string is multiplied by a Hamming kernel over them.
+    mean : {"constant", "zero"} or gpytorch mean
+        Prior mean of the log rate.
+    likelihood : {"auto", "poisson"} or a likelihood
+        "auto" is "poisson". An object, of gpvi or GPyTorch, is copied.
+    approximation : {"auto", "exact", "inducing"} or Approximation
+        "auto" is exact up to 1,170 rows and uses inducing
+        points above. An object is copied; inducing inputs that it holds are in the units of X.
+    num_inducing : int, optional
+        Inducing points of "inducing" (fewer if the data hold fewer distinct rows); 512 if left out.
+    standardize : bool
+        Standardise X internally; counts stay as they are.
+    hyperparameters : dict, optional
+        Control by name, in the units of the data: ``{"noise": Fixed(0.1), "lengthscale":
+        Free(initial=1.0, bounds=(0.1, 10.0), prior=...)}``, a gpytorch prior, or "dimension_scaled" for
+        lengthscales. Names are those that ``summary()`` shows, or their last parts.
+    objective : {"tighter_elbo", "elbo"}
+        What is maximised (with the log densities of priors).
+    optimizer : {"auto", "lbfgs", "adam"} or None
+        "auto" is L-BFGS on all rows and Adam on minibatches; None keeps all hyperparameters at their
+        starting values.
+    max_iter : int
+        Iterations after the warm start, or minibatch steps.
+    batch_size : int, optional
+        Fit on minibatches of this many rows.
+    learning_rate : float
+        Of Adam.
+    num_restarts : int
+        Further fits from starting values that are moved at random; the best is kept.
+    allow_missing_targets : bool
+        Let NaN in y stand for a target that was not observed.
+    random_state : int, RandomState or None
+        Seeds all randomness of the fit.
+    device : str or torch.device
+        Where to compute.
+    dtype : {"float64", "float32"}
+        Precision; float64 is recommended.
+    verbose : bool
+        Show a progress bar, where standard error is a terminal.
+    callbacks : sequence of callable
+        Called with every record of the fit; returning True stops it.
+    checkpoint : path-like, optional
+        File from which a fit that was killed goes on; needs an integer ``random_state``.
+
+    Attributes
+    ----------
+    posterior_ : Posterior
+        Of the log rate, over standardised inputs.
+    kernel_ : gpytorch.kernels.Kernel
+        Fitted kernel, over standardised inputs.
+    likelihood_ : gpytorch likelihood
+        Fitted likelihood.
+    approximation_ : Approximation
+        What was used, over standardised inputs.
+    elbo_ : float
+        Bound on the log evidence in total nats.
+    history_ : list of FitRecord
+        One record per objective evaluation.
+    n_iter_ : int
+        Iterations after the warm start, at least 1 as scikit-learn expects.
+    n_features_in_ : int
+        Columns of X.
+    feature_names_in_ : ndarray of str
+        Names of the columns, if X had them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.arange(20.0)[:, None]
+    >>> y = np.round(10 + 8 * np.sin(X[:, 0] / 3))
+    >>> model = GPCountRegressor(random_state=0).fit(X, y)
+    >>> lower, upper = model.predict_interval(X, coverage=0.9)
+    >>> bool(np.mean((lower <= y) & (y <= upper)) > 0.9)
+    True
+    """
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None, *, exposure: Any = None) -> float:
+        """Fraction of the Poisson deviance explained, :math:`D^2`; 1 is best.
+
+        Parameters
+        ----------
+        X : array-like, shape [N, D]
+            Inputs.
+        y : array-like, shape [N]
+            Counts.
+        sample_weight : array-like, shape [N], optional
+            Row weights.
+        exposure : array-like, shape [N], optional
+            Of the counts; with it rates are compared, weighted by exposure.
+
+        Returns
+        -------
+        float
+            1 minus the ratio of the deviances of the prediction and of one common rate.
+        """
+        counts = self._encoded(y, len(y))
+        rate = self.predict(X)
+        exposed = row_values(exposure, len(counts), "exposure", type(self).__name__, positive=True)
+        if exposed is None:
+            return float(d2_tweedie_score(counts, rate, sample_weight=sample_weight, power=1))
+        weights = exposed if sample_weight is None else exposed * np.asarray(sample_weight)
+        return float(d2_tweedie_score(counts / exposed, rate, sample_weight=weights, power=1))
+
+    def _likelihoods(self) -> Mapping[str, Callable[[], gpytorch.likelihoods.Likelihood]]:
+        return {"auto": PoissonLikelihood, "poisson": PoissonLikelihood}
+
+    def _targets(self, y: Any, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+        values, observed = super()._targets(y, num_rows)
+        negative = values[observed] < 0
+        if negative.any():
+            raise InputError(
+                f"y of {type(self).__name__} holds {int(negative.sum())} negative value(s) such as "
+                f"{values[observed][negative][0]:g}; counts are at least 0. Use GPRegressor for real numbers."
+            )
+        return values, observed
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.positive_only = True
+        return tags

@@ -1,0 +1,332 @@
+"""A fitted model: from inputs in the units of the data to moments, quantiles and samples in those units."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import gpytorch
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpvi.approximations import Marginals, Paths, Posterior, sample_paths
+from gpvi.estimators.scaling import Standardizer
+from gpvi.exceptions import InputError
+from gpvi.likelihoods import (
+    Likelihood,
+    as_likelihood,
+    observation_covariance,
+    sample_observations,
+)
+
+__all__ = ["FittedModel"]
+
+_PREDICTION_ROWS = 4_096
+
+
+@dataclass(frozen=True, eq=False)
+class FittedModel:
+    """Posterior and likelihood of a fit, with the maps between its units and those of the data.
+
+    Arrays in arguments and results are in the units of the data. ``rows`` are extras of the likelihood, one
+    value per row: "noise" (variances), "exposure".
+
+    Parameters
+    ----------
+    posterior : Posterior
+        In the units of the fit.
+    likelihood : gpytorch or gpvi likelihood
+        In the units of the fit.
+    x_map, y_map : Standardizer
+        To the units of the fit.
+    row_names : tuple of str
+        Extras that the fit had.
+    cavity : Marginals or None
+        Leave-one-out moments of f at the rows of the fit.
+    targets : Tensor, shape [N]
+        Targets of the fit.
+    target_rows : dict of str to Tensor
+        Extras of the fit.
+    used : ndarray of bool
+        Which rows of what the user passed were fitted.
+    """
+
+    posterior: Posterior
+    likelihood: gpytorch.likelihoods.Likelihood
+    x_map: Standardizer
+    y_map: Standardizer
+    row_names: tuple[str, ...]
+    cavity: Marginals | None
+    targets: Tensor
+    target_rows: dict[str, Tensor]
+    used: np.ndarray
+
+    if TYPE_CHECKING:
+        Rows = dict[str, np.ndarray]
+
+    @property
+    def observation(self) -> Likelihood:
+        """The likelihood behind this package's interface."""
+        return as_likelihood(self.likelihood)
+
+    @property
+    def num_latents(self) -> int:
+        """Latent functions."""
+        return self.observation.num_latents
+
+    def latent(self, X: np.ndarray, batch_size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of f.
+
+        Parameters
+        ----------
+        X : ndarray, shape [N, D]
+            Inputs.
+        batch_size : int, optional
+            Rows at a time.
+
+        Returns
+        -------
+        mean, variance : ndarray, shape [N] or [L, N]
+            In the units of y.
+        """
+        mean, variance = self._in_pieces(X, {}, batch_size, lambda m, v, rows: (m, v))
+        return self.y_map.inverse(mean), variance * self.y_map.scale**2
+
+    def latent_covariance(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and joint covariance of f.
+
+        Parameters
+        ----------
+        X : ndarray, shape [N, D]
+            Inputs.
+
+        Returns
+        -------
+        mean : ndarray, shape [N] or [L, N]
+            In the units of y.
+        covariance : ndarray, shape [N, N] or [L, N, N]
+            In the units of y squared.
+        """
+        mean, covariance = self._joint(X)
+        return self.y_map.inverse(_array(mean)), _array(covariance) * self.y_map.scale**2
+
+    def moments(
+        self, X: np.ndarray, rows: "Rows", batch_size: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of new observations.
+
+        Parameters
+        ----------
+        X : ndarray, shape [N, D]
+            Inputs.
+        rows : dict of str to ndarray
+            Extras.
+        batch_size : int, optional
+            Rows at a time.
+
+        Returns
+        -------
+        mean, variance : ndarray, shape [N]
+            In the units of y.
+        """
+        model = self.observation
+        mean, variance = self._in_pieces(
+            X, rows, batch_size, lambda m, v, extras: model.predict_mean_var(m, v, **extras)
+        )
+        return self.y_map.inverse(mean), variance * self.y_map.scale**2
+
+    def covariance(self, X: np.ndarray, rows: "Rows") -> tuple[np.ndarray, np.ndarray]:
+        """Mean and joint covariance of new observations.
+
+        Parameters
+        ----------
+        X : ndarray, shape [N, D]
+            Inputs.
+        rows : dict of str to ndarray
+            Extras.
+
+        Returns
+        -------
+        mean : ndarray, shape [N]
+            In the units of y.
+        covariance : ndarray, shape [N, N]
+            In the units of y squared.
+        """
+        mean, covariance = self._joint(X)
+        extras = self._extras(rows, slice(None), len(X))
+        with torch.no_grad():
+            mean, covariance = observation_covariance(self.observation, mean, covariance, **extras)
+        return self.y_map.inverse(_array(mean)), _array(covariance) * self.y_map.scale**2
+
+    def quantiles(
+        self,
+        X: np.ndarray,
+        levels: Sequence[float],
+        rows: "Rows",
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Quantiles of new observations.
+
+        Parameters
+        ----------
+        X : ndarray, shape [N, D]
+            Inputs.
+        levels : sequence of float
+            Q probabilities.
+        rows : dict of str to ndarray
+            Extras.
+        batch_size : int, optional
+            Rows at a time.
+
+        Returns
+        -------
+        ndarray, shape [Q, N]
+            In the units of y.
+        """
+        model = self.observation
+        (values,) = self._in_pieces(
+            X, rows, batch_size, lambda m, v, e: (model.predict_quantiles(levels, m, v, **e),)
+        )
+        return self.y_map.inverse(values)
+
+    def log_density(
+        self, X: np.ndarray, y: np.ndarray, rows: "Rows", batch_size: int | None = None
+    ) -> np.ndarray:
+        """Log predictive density of observations.
+
+        Parameters
+        ----------
+        X : ndarray, shape [N, D]
+            Inputs.
+        y : ndarray, shape [N]
+            Observations.
+        rows : dict of str to ndarray
+            Extras.
+        batch_size : int, optional
+            Rows at a time.
+
+        Returns
+        -------
+        ndarray, shape [N]
+            Nats, of a density over the units of y.
+        """
+        model = self.observation
+        targets = {"_targets": self.y_map(y)}
+
+        def score(mean: Tensor, variance: Tensor, extras: dict[str, Tensor]) -> tuple[Tensor]:
+            values = extras.pop("_targets")
+            return (model.predict_log_density(values, mean, variance, **extras),)
+
+        (density,) = self._in_pieces(X, {**rows, **targets}, batch_size, score)
+        return density - np.log(self.y_map.scale)
+
+    def samples(
+        self, X: np.ndarray, num_samples: int, rows: "Rows", generator: torch.Generator
+    ) -> np.ndarray:
+        """Joint samples of new observations.
+
+        Parameters
+        ----------
+        X : ndarray, shape [N, D]
+            Inputs.
+        num_samples : int
+            S.
+        rows : dict of str to ndarray
+            Extras.
+        generator : torch.Generator
+            Source of randomness.
+
+        Returns
+        -------
+        ndarray, shape [S, N]
+            In the units of y.
+        """
+        extras = self._extras(rows, slice(None), len(X))
+        with torch.no_grad():
+            draw = self.posterior.rsample((num_samples,), self.inputs(X), "joint", generator)
+            values = draw.values if self.num_latents == 1 else draw.values.mT
+            y = sample_observations(self.observation, values, generator, **extras)
+        return self.y_map.inverse(_array(y))
+
+    def paths(self, num_paths: int, num_features: int, generator: torch.Generator) -> Paths:
+        """Functions drawn from the posterior, in the units of the fit.
+
+        Parameters
+        ----------
+        num_paths : int
+            How many.
+        num_features : int
+            Random features of the prior part.
+        generator : torch.Generator
+            Source of randomness.
+
+        Returns
+        -------
+        Paths
+            Callable on standardised inputs.
+        """
+        return sample_paths(
+            self.posterior, num_paths, num_features=num_features, generator=generator
+        )
+
+    def inputs(self, X: np.ndarray) -> Tensor:
+        """Inputs in the units of the fit.
+
+        Parameters
+        ----------
+        X : ndarray, shape [N, D]
+            Inputs.
+
+        Returns
+        -------
+        Tensor, shape [N, D]
+            Of the dtype and on the device of the fit.
+        """
+        return torch.as_tensor(self.x_map(X)).to(self.targets)
+
+    def _joint(self, X: np.ndarray) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            joint = self.posterior.predict(self.inputs(X), joint=True)
+            assert not isinstance(joint, Marginals)
+            return joint.mean, joint.covariance_matrix
+
+    def _in_pieces(
+        self,
+        X: np.ndarray,
+        rows: "Rows",
+        batch_size: int | None,
+        function: Callable[[Tensor, Tensor, dict[str, Tensor]], tuple[Tensor, ...]],
+    ) -> list[np.ndarray]:
+        """A function of the latent moments, a bounded number of rows at a time."""
+        size = _PREDICTION_ROWS if batch_size is None else batch_size
+        pieces = []
+        with torch.no_grad():
+            for start in range(0, len(X), size):
+                part = slice(start, min(start + size, len(X)))
+                moments = self.posterior.predict(self.inputs(X[part]))
+                assert isinstance(moments, Marginals)
+                extras = self._extras(rows, part, part.stop - start)
+                results = function(moments.mean, moments.variance, extras)
+                pieces.append([_array(result) for result in results])
+        return [np.concatenate(parts, axis=-1) for parts in zip(*pieces, strict=True)]
+
+    def _extras(self, rows: "Rows", part: slice, size: int) -> dict[str, Tensor]:
+        values = {
+            name: torch.as_tensor(array[part]).to(self.targets) for name, array in rows.items()
+        }
+        if "noise" in values:
+            values["noise"] = values["noise"] / float(self.y_map.scale) ** 2
+        elif "noise" in self.row_names:
+            # The known noise of the fit's rows says nothing about a new row.
+            values["noise"] = torch.zeros(size).to(self.targets)
+        unknown = set(values) - self.observation.row_arguments - {"_targets"}
+        if unknown:
+            raise InputError(
+                f"{type(self.likelihood).__name__} has no use for {', '.join(sorted(unknown))}; leave "
+                "it out."
+            )
+        return values
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.double().cpu().numpy()

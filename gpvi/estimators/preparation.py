@@ -1,0 +1,156 @@
+"""Checks of options and data before a fit touches anything."""
+
+import gpytorch
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+
+from gpvi.estimators.fitting import TrainingData
+from gpvi.estimators.scaling import Standardizer
+from gpvi.estimators.validation import check_choice, check_device, check_integer
+from gpvi.exceptions import InputError, UnsupportedError
+from gpvi.inference import OBJECTIVES
+from gpvi.likelihoods import as_likelihood
+
+__all__ = ["DTYPES", "check_data", "check_options", "standardizers", "usable_rows"]
+
+#: Precisions by name.
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+def check_options(estimator: BaseEstimator) -> None:
+    """Refuse impossible options that can be seen without data.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        With the options as attributes.
+
+    Raises
+    ------
+    InputError, UnsupportedError
+        Names the option and its value.
+    """
+    check_choice("dtype", estimator.dtype, tuple(DTYPES))
+    check_choice("objective", estimator.objective, OBJECTIVES)
+    check_choice("optimizer", estimator.optimizer, ("auto", "lbfgs", "adam", None))
+    check_device(estimator.device)
+    check_integer("max_iter", estimator.max_iter, 0)
+    check_integer("num_restarts", estimator.num_restarts, 0)
+    if estimator.batch_size is not None:
+        check_integer("batch_size", estimator.batch_size, 1)
+        if estimator.optimizer in (None, "lbfgs"):
+            raise UnsupportedError(
+                f"optimizer={estimator.optimizer!r} and batch_size={estimator.batch_size}: minibatches are "
+                "fitted by Adam; pass optimizer='auto', or leave batch_size out."
+            )
+    if estimator.checkpoint is not None and not isinstance(
+        estimator.random_state, int | np.integer
+    ):
+        raise InputError(
+            f"checkpoint is {estimator.checkpoint!r} and random_state {estimator.random_state!r}: only a "
+            "fit with an integer random_state can be repeated."
+        )
+
+
+def usable_rows(observed: np.ndarray, weights: np.ndarray | None, owner: str) -> np.ndarray:
+    """Rows that have a target and a positive weight.
+
+    Parameters
+    ----------
+    observed : ndarray of bool, shape [N]
+        Rows with a target.
+    weights : ndarray, shape [N], or None
+        Non-negative.
+    owner : str
+        Class name, for the message.
+
+    Returns
+    -------
+    ndarray of bool, shape [N]
+        True where both hold.
+
+    Raises
+    ------
+    InputError
+        If fewer than two rows are left.
+    """
+    if weights is not None and not (weights > 0).any():
+        raise InputError(
+            f"sample_weight of {owner} is zero in all {len(weights)} rows; give some a weight."
+        )
+    used = observed if weights is None else observed & (weights > 0)
+    if used.sum() < 2:
+        raise InputError(
+            f"{owner} has {int(used.sum())} row(s) with a target and a positive sample_weight out of "
+            f"{len(used)}; a fit needs at least 2 samples."
+        )
+    return used
+
+
+def standardizers(
+    data: TrainingData, *, standardize: bool, common_scale: bool, targets: bool
+) -> tuple[Standardizer, Standardizer]:
+    """Maps of inputs and targets to the units of the fit.
+
+    Parameters
+    ----------
+    data : TrainingData
+        Checked data.
+    standardize : bool
+        Whether to change anything.
+    common_scale : bool
+        One scale for all columns.
+    targets : bool
+        Whether targets are real numbers, which can be standardised.
+
+    Returns
+    -------
+    x_map, y_map : Standardizer
+        Weighted by the weights of the rows.
+    """
+    if not standardize:
+        return Standardizer.identity(data.columns.num_features), Standardizer.identity()
+    categorical = data.columns.categorical
+    x_map = Standardizer.fit(
+        data.X, weights=data.weights, common_scale=common_scale, skip=categorical
+    )
+    if not targets:
+        return x_map, Standardizer.identity()
+    return x_map, Standardizer.fit(data.y, weights=data.weights)
+
+
+def check_data(
+    likelihood: gpytorch.likelihoods.Likelihood, data: TrainingData, y_map: Standardizer
+) -> None:
+    """Refuse targets and extras that are not of the likelihood's kind.
+
+    Parameters
+    ----------
+    likelihood : gpytorch or gpvi likelihood
+        Any.
+    data : TrainingData
+        In its own units.
+    y_map : Standardizer
+        Of the targets.
+
+    Raises
+    ------
+    InputError
+        Names the likelihood and the offending value.
+    """
+    model, name = as_likelihood(likelihood), type(likelihood).__name__
+    arguments = {"noise": "noise_variance"}
+    for row in sorted(set(data.rows) - model.row_arguments):
+        raise InputError(
+            f"{name} has no use for {arguments.get(row, row)}; leave it out or choose another likelihood."
+        )
+    rows = {key: torch.as_tensor(values) for key, values in data.rows.items()}
+    model.check_targets(torch.tensor(data.y), **rows)
+    try:
+        model.check_targets(torch.tensor(y_map(data.y)), **rows)
+    except InputError as error:
+        raise InputError(
+            f"{name} and standardize=True: standardised targets are not of its kind ({error}) Pass "
+            "standardize=False."
+        ) from error

@@ -1,0 +1,178 @@
+"""Predictions that regression and count estimators share: moments, intervals, quantiles."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.utils.validation import check_is_fitted
+
+from gpvi.estimators.base import GaussianProcessEstimator
+from gpvi.estimators.reporting import LeaveOneOut, leave_one_out
+from gpvi.estimators.validation import target_values
+from gpvi.exceptions import InputError
+
+__all__ = ["RegressionEstimator"]
+
+
+class RegressionEstimator(GaussianProcessEstimator):
+    """Base class of estimators with numeric targets; see :class:`GPRegressor` for the options."""
+
+    def predict(
+        self,
+        X: Any,
+        return_std: bool = False,
+        return_cov: bool = False,
+        *,
+        latent: bool = False,
+        noise_variance: Any = None,
+        exposure: Any = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Predict new observations, or the latent function behind them.
+
+        Parameters
+        ----------
+        X : array-like, shape [N, D]
+            Inputs.
+        return_std : bool
+            Whether to return standard deviations: of a new observation, noise included.
+        return_cov : bool
+            Whether to return the joint covariance instead.
+        latent : bool
+            Predict f instead of y: without noise, and for counts on the scale of the link.
+        noise_variance, exposure : array-like, shape [N], optional
+            Of the new observations; no known noise, and an exposure of 1, if left out.
+        batch_size : int, optional
+            Rows at a time (4,096 if left out); a covariance is computed at once.
+
+        Returns
+        -------
+        mean : ndarray, shape [N]
+            Predictive means, in the units of y.
+        std : ndarray, shape [N]
+            Only if ``return_std``.
+        covariance : ndarray, shape [N, N]
+            Only if ``return_cov``.
+
+        Raises
+        ------
+        InputError
+            For inputs that do not fit those of the fit.
+        """
+        if return_std and return_cov:
+            raise InputError("return_std and return_cov are both True; ask for one of them.")
+        array = self._new_inputs(X)
+        rows = self._rows(noise_variance, exposure, len(array))
+        model, pieces = self._model, self._pieces(batch_size)
+        if latent and rows:
+            raise InputError(
+                f"latent=True and {', '.join(sorted(rows))}: f has neither noise nor exposure; leave it out."
+            )
+        if return_cov:
+            return model.latent_covariance(array) if latent else model.covariance(array, rows)
+        mean, variance = (
+            model.latent(array, pieces) if latent else model.moments(array, rows, pieces)
+        )
+        return (mean, np.sqrt(variance)) if return_std else mean
+
+    def predict_quantiles(
+        self,
+        X: Any,
+        levels: Sequence[float] = (0.025, 0.5, 0.975),
+        *,
+        noise_variance: Any = None,
+        exposure: Any = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Quantiles of new observations; for counts the smallest integer that reaches the level.
+
+        Parameters
+        ----------
+        X : array-like, shape [N, D]
+            Inputs.
+        levels : sequence of float
+            Q probabilities strictly between 0 and 1.
+        noise_variance, exposure : array-like, shape [N], optional
+            Of the new observations.
+        batch_size : int, optional
+            Rows at a time.
+
+        Returns
+        -------
+        ndarray, shape [N, Q]
+            In the units of y.
+        """
+        array = self._new_inputs(X)
+        rows = self._rows(noise_variance, exposure, len(array))
+        return self._model.quantiles(array, levels, rows, self._pieces(batch_size)).T
+
+    def predict_interval(
+        self,
+        X: Any,
+        coverage: float = 0.95,
+        *,
+        noise_variance: Any = None,
+        exposure: Any = None,
+        batch_size: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Central interval that a new observation falls into with a given probability.
+
+        Parameters
+        ----------
+        X : array-like, shape [N, D]
+            Inputs.
+        coverage : float
+            Probability, strictly between 0 and 1 (at least that, for counts).
+        noise_variance, exposure : array-like, shape [N], optional
+            Of the new observations.
+        batch_size : int, optional
+            Rows at a time.
+
+        Returns
+        -------
+        lower, upper : ndarray, shape [N]
+            In the units of y.
+        """
+        if not 0.0 < coverage < 1.0:
+            raise InputError(f"coverage is {coverage}; it must lie strictly between 0 and 1.")
+        tail = 0.5 * (1.0 - coverage)
+        quantiles = self.predict_quantiles(
+            X,
+            (tail, 1.0 - tail),
+            noise_variance=noise_variance,
+            exposure=exposure,
+            batch_size=batch_size,
+        )
+        return quantiles[:, 0], quantiles[:, 1]
+
+    def leave_one_out(self) -> LeaveOneOut:
+        """Predict every observation of the fit from all the others, without fitting again.
+
+        In closed form for exact Gaussian regression; with other likelihoods and approximations one site is
+        taken away and the others stay. Hyperparameters are those of the fit in any case. A row with a weight
+        is left out with all its repeats.
+
+        Returns
+        -------
+        LeaveOneOut
+            Mean, standard deviation and log density of every observation, in the units of y.
+
+        Raises
+        ------
+        UnsupportedError
+            After a minibatch fit.
+
+        References
+        ----------
+        Rasmussen, C. E. & Williams, C. K. I. (2006). Gaussian Processes for Machine Learning, section 5.4.2.
+        """
+        check_is_fitted(self, "posterior_")
+        return leave_one_out(self._model, type(self).__name__)
+
+    def _targets(self, y: Any, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+        name = type(self).__name__
+        values = target_values(y, num_rows, name, bool(self.allow_missing_targets))
+        return values, ~np.isnan(values)
+
+    def _encoded(self, y: Any, num_rows: int) -> np.ndarray:
+        return target_values(y, num_rows, type(self).__name__, allow_missing=True)

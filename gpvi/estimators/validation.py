@@ -1,0 +1,245 @@
+"""What goes into an estimator, checked once and refused in one sentence.
+
+scikit-learn's own checks do the conversion (frames, lists, memory maps, sparse matrices); what they refuse
+is raised again as this package's errors, and what they cannot know is checked here.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_consistent_length, column_or_1d
+
+from gpvi.exceptions import GPVIError, InputError, InputTypeError
+
+__all__ = [
+    "check_choice",
+    "check_device",
+    "check_finite_inputs",
+    "check_integer",
+    "own_errors",
+    "row_values",
+    "target_values",
+]
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Raise scikit-learn's refusals as :class:`InputError` or :class:`InputTypeError`."""
+    try:
+        yield
+    except GPVIError:
+        raise
+    except TypeError as error:
+        raise InputTypeError(str(error)) from error
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def check_finite_inputs(X: np.ndarray, estimator: str, names: np.ndarray | None) -> None:
+    """Refuse NaN and infinite inputs.
+
+    Parameters
+    ----------
+    X : ndarray, shape [N, D]
+        Numbers.
+    estimator : str
+        Class name, for the message.
+    names : ndarray of str, shape [D], optional
+        Column names, for the message.
+
+    Raises
+    ------
+    InputError
+        Names the number of bad values and the first of them.
+    """
+    bad = ~np.isfinite(X)
+    if not bad.any():
+        return
+    row, column = np.argwhere(bad)[0]
+    where = f"column {column}" if names is None else f"column {names[column]!r}"
+    what = "NaN" if np.isnan(X[row, column]) else "inf"
+    raise InputError(
+        f"X of {estimator} holds {int(bad.sum())} NaN or infinite value(s), the first ({what}) in row "
+        f"{row}, {where}; drop or impute these rows."
+    )
+
+
+def target_values(y: object, num_rows: int, estimator: str, allow_missing: bool) -> np.ndarray:
+    """Numeric targets as a float64 vector.
+
+    Parameters
+    ----------
+    y : array-like, shape [N] or [N, 1]
+        Targets.
+    num_rows : int
+        N.
+    estimator : str
+        Class name, for messages.
+    allow_missing : bool
+        Whether NaN stands for a target that was not observed.
+
+    Returns
+    -------
+    ndarray, shape [N]
+        A copy.
+
+    Raises
+    ------
+    InputError
+        For another shape, values that are not numbers, and NaN or infinity.
+    """
+    with own_errors():
+        values = column_or_1d(y, warn=True)
+        if np.iscomplexobj(values):
+            raise InputError(f"y of {estimator} holds complex numbers; pass real ones.")
+        check_consistent_length(np.empty(num_rows), values)
+        try:
+            values = values.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"y of {estimator} is not numeric: {error}; pass numbers.") from error
+    if np.isinf(values).any():
+        row = int(np.flatnonzero(np.isinf(values))[0])
+        raise InputError(
+            f"y of {estimator} holds {int(np.isinf(values).sum())} infinite (inf) value(s), the first in "
+            f"row {row}; drop these rows."
+        )
+    missing = np.isnan(values)
+    if missing.any() and not allow_missing:
+        raise InputError(
+            f"y of {estimator} holds {int(missing.sum())} NaN value(s), the first in row "
+            f"{int(np.flatnonzero(missing)[0])}; drop these rows or set allow_missing_targets=True."
+        )
+    if missing.all():
+        raise InputError(f"y of {estimator} holds no target at all: all {num_rows} values are NaN.")
+    return values
+
+
+def row_values(
+    values: object, num_rows: int, name: str, estimator: str, *, positive: bool
+) -> np.ndarray | None:
+    """One number per row, or one for all, as a float64 vector.
+
+    Parameters
+    ----------
+    values : array-like, shape [N], or a number, or None
+        Weights, noise variances, exposures.
+    num_rows : int
+        N.
+    name, estimator : str
+        For messages.
+    positive : bool
+        Whether 0 is refused too.
+
+    Returns
+    -------
+    ndarray, shape [N], or None
+        A copy.
+
+    Raises
+    ------
+    InputError
+        For another shape, and values that are not finite or out of range.
+    """
+    if values is None:
+        return None
+    try:
+        array = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} of {estimator} is not numeric: {error}; pass numbers.") from error
+    if array.ndim == 0:
+        array = np.full(num_rows, float(array))
+    if array.shape != (num_rows,):
+        raise InputError(
+            f"{name} of {estimator} has shape {array.shape} for {num_rows} rows; pass one value per row, "
+            "as a 1D array."
+        )
+    bad = ~np.isfinite(array) | ((array <= 0) if positive else (array < 0))
+    if bad.any():
+        kind = "positive" if positive else "non-negative"
+        raise InputError(
+            f"{name} of {estimator} must be finite and {kind}, got {array[bad][0]} in row "
+            f"{int(np.flatnonzero(bad)[0])} ({int(bad.sum())} such row(s)); correct or drop these rows."
+        )
+    return array
+
+
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Refuse an option that is not among the known ones.
+
+    Parameters
+    ----------
+    name : str
+        Of the option.
+    value : object
+        Its value.
+    choices : tuple
+        The known ones.
+
+    Raises
+    ------
+    InputError
+        If the value is another one.
+    """
+    if not any(value is choice or (type(value) is str and value == choice) for choice in choices):
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise InputError(f"{name} is {value!r}; it must be one of {listed}.")
+
+
+def check_integer(name: str, value: object, lowest: int) -> int:
+    """An option that must be an integer.
+
+    Parameters
+    ----------
+    name : str
+        Of the option.
+    value : object
+        Its value.
+    lowest : int
+        The smallest value allowed.
+
+    Returns
+    -------
+    int
+        The value.
+
+    Raises
+    ------
+    InputError
+        If it is none, or too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < lowest:
+        raise InputError(f"{name} is {value!r}; it must be an integer of at least {lowest}.")
+    return int(value)
+
+
+def check_device(device: Any) -> torch.device:
+    """A device of torch that exists here.
+
+    Parameters
+    ----------
+    device : str or torch.device
+        As given.
+
+    Returns
+    -------
+    torch.device
+        Usable.
+
+    Raises
+    ------
+    InputError
+        If torch does not know it or cannot reach it.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"device is {device!r}, which torch cannot use here ({reason}); pass 'cpu' or a device of "
+            "this machine."
+        ) from error
+    return found
