@@ -2,10 +2,10 @@
 Classification: how sure may a label be?
 ========================================
 
-A classifier that is asked for decisions only has to be on the right side of a boundary. One that is asked for
-probabilities also has to know how sure it may be: close to the boundary, and where there were no data. This
-example looks at both, first in two dimensions where everything can be drawn, then on real data with 13 and 30
-columns, against logistic regression and scikit-learn's Gaussian process classifier.
+A classifier that is asked for decisions only has to be on the right side of a boundary. One that is
+asked for probabilities also has to know how sure it may be: close to the boundary, and where there were
+no data. This example looks at both, first in two dimensions where everything can be drawn, then on real
+data with 13 and 30 columns, against logistic regression and scikit-learn's Gaussian process classifier.
 
 NLPD is the mean negative log predictive density of held-out labels (the log loss); lower is better.
 """
@@ -36,8 +36,8 @@ warnings.simplefilter("ignore", ExtrapolationWarning)
 # %%
 # Two crescents
 # -------------
-# 300 rows of two interlocking classes, 2,000 more to score on. Logistic regression can only draw a straight
-# line.
+# 300 rows of two interlocking classes, 2,000 more to score on. Logistic regression can only draw a
+# straight line.
 
 train = make_banana(300, random_state=0)
 new = make_banana(2_000, random_state=1)
@@ -52,9 +52,9 @@ for name, model in crescents.items():
     print(f"{name:<24}{model.score(new.data, new.target):>9.3f}{nlpd:>8.3f}")
 
 # %%
-# A label has no error bar, but the function f behind it has. Close to the boundary f is near 0 and well known,
-# so that the probability near one half is a fact about the data. Far away from all rows f is simply not known,
-# and the probability returns to one half for that reason.
+# A label has no error bar, but the function f behind it has. Close to the boundary f is near 0 and well
+# known, so that the probability near one half is a fact about the data. Far away from all rows f is
+# simply not known, and the probability returns to one half for that reason.
 
 classifier = crescents["GPClassifier"]
 points = np.array([[0.0, 0.0], [0.0, -1.0], [4.0, 4.0]])
@@ -71,10 +71,11 @@ PosteriorMapDisplay.from_estimator(
 # %%
 # Real data
 # ---------
-# Wines of three cultivars (178 rows, 13 columns) and tumours, benign or malignant (569 rows, 30 columns), both
-# carried by scikit-learn; 40 % of the rows are held out. The rivals are tuned too: logistic regression chooses
-# its penalty by cross-validation, scikit-learn's classifier its kernel by the marginal likelihood. The prior
-# "dimension_scaled" on the lengthscales expects smoother functions the more columns there are.
+# Wines of three cultivars (178 rows, 13 columns) and tumours, benign or malignant (569 rows, 30
+# columns), both carried by scikit-learn; 40 % of the rows are held out. The rivals are tuned too:
+# logistic regression chooses its penalty by cross-validation, scikit-learn's classifier its kernel by
+# the marginal likelihood. The prior "dimension_scaled" on the lengthscales expects smoother functions
+# the more columns there are.
 
 prior = {"lengthscale": "dimension_scaled"}
 penalties = {"C": [0.01, 0.1, 1.0, 10.0, 100.0]}
@@ -101,16 +102,17 @@ for name in ("wine", "breast_cancer"):
         held_out[name, method] = y_test == model.classes_[1], table[:, 1]
 
 # %%
-# Three cultivars of wine can be told apart by linear functions of the columns, so a linear kernel does better
-# than a Matern kernel, which has to learn first that nothing bends. On the tumours all four are close: 228
-# held-out rows hardly tell them apart. scikit-learn's classifier fits one class against the rest and shares one
-# lengthscale among all columns.
+# The cultivars of wine can be told apart by linear functions of the columns, so a linear kernel does
+# better than a Matern kernel, which has to learn first that nothing bends, and logistic regression is best.
+# On the tumours the first three are close: 228 held-out rows hardly tell them apart. scikit-learn's
+# classifier fits one class against the rest and shares one lengthscale among all columns; its labels are as
+# good, its probabilities less so.
 #
 # Are the probabilities right?
 # ----------------------------
-# Of all rows that get a probability of about 0.8, four in five should be of the class. The bars show how many
-# rows there are in each bin: with good classifiers most are near 0 and 1, and the points between them rest on
-# few rows.
+# Of all rows that get a probability of about 0.8, four in five should be of the class. The bars show
+# how many rows there are in each bin: with good classifiers most are near 0 and 1, and the points
+# between them rest on few rows.
 
 for method in ("GP, matern52", "logistic regression"):
     event, probability = held_out["breast_cancer", method]

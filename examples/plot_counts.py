@@ -2,16 +2,16 @@
 Counts with exposure: doctor visits
 ===================================
 
-Rates of events - claims per policy year, cases per inhabitant, visits per patient - come as counts with an
-*exposure*: for how long, or among how many, was counted. ``GPCountRegressor`` models
+Rates of events - claims per policy year, cases per inhabitant, visits per patient - come as counts with
+an exposure: for how long, or among how many, was counted. ``GPCountRegressor`` models
 
 .. math:: y_n \\sim \\mathrm{Poisson}(e_n \\exp f(x_n)), \\qquad f \\sim \\mathrm{GP},
 
 so that a rate from three people weighs less than one from three hundred.
 
-The data are from the RAND health insurance experiment (20,190 person-years, carried by statsmodels): visits to a
-doctor, by chronic diseases, state of health and terms of the insurance. People who agree in all of them are
-pooled into one cell; the number of person-years in the cell is its exposure.
+The data are from the RAND health insurance experiment (20,190 person-years, carried by statsmodels):
+visits to a doctor, by chronic diseases, state of health and terms of the insurance. People who agree in
+all of them are pooled into one cell; the number of person-years in the cell is its exposure.
 """
 
 from pathlib import Path
@@ -31,25 +31,27 @@ from gpvi.plotting import PosteriorDisplay
 # %%
 # From people to cells
 # --------------------
-# ``disea`` is an index of chronic diseases, ``lncoins`` the log of the share of costs that the patient pays,
-# ``idp`` marks plans with a deductible. Health is rated from excellent (0) to poor (3).
+# ``disea`` is an index of chronic diseases, ``lncoins`` the log of the share of costs that the patient
+# pays, ``idp`` marks plans with a deductible. Health is rated from excellent (0) to poor (3).
 
 randhie = load_dataset("randhie")
 people = pd.DataFrame(randhie.data, columns=randhie.feature_names).assign(visits=randhie.target)
 people["health"] = people["hlthg"] + 2 * people["hlthf"] + 3 * people["hlthp"]
 people["disea"] = people["disea"].round()
 columns = ["disea", "health", "lncoins", "idp"]
-cells = people.groupby(columns, as_index=False).agg(visits=("visits", "sum"), years=("visits", "size"))
+cells = people.groupby(columns, as_index=False).agg(
+    visits=("visits", "sum"), years=("visits", "size")
+)
 train, test = train_test_split(cells, test_size=0.3, random_state=0)
 print(f"{len(cells)} cells of 1 to {cells['years'].max()} person-years, {len(test)} held out\n")
 
 # %%
 # Four models
 # -----------
-# Two generalised linear models as baselines: Poisson, and negative binomial, whose extra parameter (found by
-# maximum likelihood) lets cells with the same columns differ. Then two Gaussian processes. The second adds a
-# ``white`` term: a value of its own for every cell, which does for the Gaussian process what the negative
-# binomial does for the linear model.
+# Two generalised linear models as baselines: Poisson, and negative binomial, whose extra parameter
+# (found by maximum likelihood) lets cells with the same columns differ. Then two Gaussian processes.
+# The second adds a ``white`` term: a value of its own for every cell, which does for the Gaussian
+# process what the negative binomial does for the linear model.
 
 design = sm.add_constant(train[columns])
 new_design = sm.add_constant(test[columns])
@@ -87,23 +89,24 @@ for name, kernel in processes.items():
     processes[name] = model
 
 # %%
-# The Poisson GLM promises far too narrow intervals: it does not know that cells differ by more than their columns
-# say. The negative binomial repairs that with one parameter, the Gaussian process by bending the rate from cell
-# to cell, and better with a ``white`` term that leaves the smooth part smooth. The last three scores are close
-# (with 102 cells, a coverage is known to about three points): what matters on these data is the spread between
-# cells, and much less whether the log rate is a straight line.
+# The Poisson GLM promises far too narrow intervals: it does not know that cells differ by more than
+# their columns say. The negative binomial repairs that with one parameter, the Gaussian process by
+# bending the rate from cell to cell, and better with a ``white`` term that leaves the smooth part
+# smooth. The last three scores are close (with 102 cells, a coverage is known to about three points):
+# what matters on these data is the spread between cells, and much less whether the log rate is a
+# straight line.
 #
 # What was learned
 # ----------------
-# ``white`` is the variance of the log rate between cells that agree in all columns, ``scale`` that of the
-# smooth part, and the lengthscales say how far one has to go in a column for the rate to change.
+# ``white`` is the variance of the log rate between cells that agree in all columns, ``scale`` that of
+# the smooth part, and the lengthscales say how far one has to go in a column for the rate to change.
 
 best = processes["GP, matern52 + white"]
 print(f"\n{best.summary()}")
 
 # %%
-# Visits per person-year against chronic diseases, all other columns held at their medians; the points are the
-# rates of all training cells. The band is for the visits of one person in one year.
+# Visits per person-year against chronic diseases, all other columns held at their medians; the points
+# are the rates of all training cells. The band is for the visits of one person in one year.
 
 figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
 PosteriorDisplay.from_estimator(

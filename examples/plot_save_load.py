@@ -2,9 +2,9 @@
 Save, load, and what may be in a file
 =====================================
 
-``save`` writes a fitted estimator to one file, ``load`` reads it back, and predictions are the same to the last
-bit. The file holds numbers (safetensors) and a JSON description, no pickle: nothing in it is executed when it
-is read, and a file that was damaged says so.
+``save`` writes a fitted estimator to one file, ``load`` reads it back, and predictions are the same to
+the last bit. The file holds numbers (safetensors) and a JSON description, no pickle: nothing in it is
+executed when it is read, and a file that was damaged says so.
 """
 
 import tempfile
@@ -26,9 +26,9 @@ folder = Path(tempfile.mkdtemp())
 # %%
 # Save and load
 # -------------
-# The yearly number of sunspots since 1700 (statsmodels), exact and with 40 inducing points. The file of an exact
-# fit grows with the square of the number of rows; that of inducing points with the square of their number, plus
-# a few numbers per row.
+# The yearly number of sunspots since 1700 (statsmodels), exact and with 40 inducing points. The file of
+# an exact fit grows with the square of the number of rows; that of inducing points with the square of
+# their number, plus a few numbers per row.
 
 sunspots = load_dataset("sunspots")
 X, y = sunspots.data, sunspots.target
@@ -59,8 +59,8 @@ print(f"leave-one-out log density: {loaded.leave_one_out().total_log_density:.2f
 # %%
 # Damaged files and other files
 # -----------------------------
-# The file carries a digest of its contents. One changed byte anywhere, a missing end, or another kind of file
-# ends in a :class:`~gpvi.exceptions.ModelFileError`.
+# The file carries a digest of its contents. One changed byte anywhere, a missing end, or another kind
+# of file ends in a :class:`~gpvi.exceptions.ModelFileError`.
 
 intact = (folder / "inducing.gpvi").read_bytes()
 changed = bytearray(intact)
@@ -77,8 +77,9 @@ for name, content in attempts.items():
 # %%
 # A kernel of your own
 # --------------------
-# A file names classes, and only classes that are known beforehand are built: those of GPyTorch and gpvi, and the
-# ones that you register. Here is a kernel on the circle, for angles or times of day in units of one turn.
+# A file names classes, and only classes that are known beforehand are built: those of GPyTorch and
+# gpvi, and the ones that you register. Here is a kernel on the circle, for angles or times of day in
+# units of one turn.
 
 
 class CircularKernel(gpytorch.kernels.Kernel):

@@ -40,7 +40,7 @@ def expectation_slopes(
     >>> from gpvi.likelihoods import PoissonLikelihood
     >>> y, zero = torch.tensor([2.0, float("nan")]), torch.zeros(2)
     >>> expectation_slopes(PoissonLikelihood(), y, zero, zero)[1:]
-    (tensor([1., 0.]), tensor([-0.5000, 0.0000]))
+    (tensor([1., 0.]), tensor([-0.5000,  0.0000]))
     """
     with torch.no_grad():
         filled, missing, extras = likelihood.prepare(y, mean, mean.shape[-1], rows)

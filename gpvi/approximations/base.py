@@ -115,7 +115,9 @@ class Prior(ABC):
         """
         held = self.condition(posterior.sites.detach())
         moments = held.marginals()
-        scalar = held.log_partition.sum() + (mean * moments.mean + explained * moments.explained).sum()
+        scalar = (
+            held.log_partition.sum() + (mean * moments.mean + explained * moments.explained).sum()
+        )
         if residual is None or moments.residual is None:
             return scalar
         return scalar + (residual * moments.residual).sum()

@@ -22,6 +22,7 @@ from gpvi.approximations._lazy import on_graph
 from gpvi.approximations.base import Approximation, Prior
 from gpvi.approximations.collapsed import exact_objective
 from gpvi.approximations.exact_posterior import ExactPosterior, WidePosterior, whiten_sites
+from gpvi.approximations.features import prior_covariance
 from gpvi.approximations.gaussian_process import GaussianProcessLike
 from gpvi.approximations.plan import Plan
 from gpvi.approximations.posterior import Posterior
@@ -90,7 +91,7 @@ class Exact(Approximation):
         return exact_objective(gp, x, y, noise)
 
     def _prior(self, gp: GaussianProcessLike, x: Tensor, plan: Plan) -> "ExactPrior":
-        covariance = gp.covariance(x)
+        covariance = prior_covariance(gp, x)
         if plan.observed is not None:
             covariance = _decouple(covariance, plan.observed)
         return ExactPrior(gp, x, gp.mean(x), covariance, plan.observed)
@@ -199,6 +200,31 @@ class ExactPrior(Prior):
         scale = self.factor.diagonal(dim1=-2, dim2=-1)
         rows = self.whiten(basis).square() + 2.0 * scale.log() + _LOG_2PI
         return -0.5 * (rows if self.observed is None else rows * self.observed).sum(-1)
+
+    def tangent(
+        self, posterior: Posterior, mean: Tensor, explained: Tensor, residual: Tensor | None
+    ) -> Tensor:
+        """Analytic form of :meth:`Prior.tangent`: matrix products instead of a backward pass.
+
+        Parameters
+        ----------
+        posterior : Posterior
+            On data sites.
+        mean, explained : Tensor, shape [*b, N]
+            Weights of means and variances.
+        residual : None
+            There is none.
+
+        Returns
+        -------
+        Tensor, scalar
+            On the graph.
+        """
+        if not isinstance(posterior, ExactPosterior):
+            return super().tangent(posterior, mean, explained, residual)
+        with torch.no_grad():
+            by_covariance, by_mean = posterior.slopes(mean, explained)
+        return (by_covariance * self.covariance).sum() + (by_mean * self.x_mean).sum()
 
     def _condition(self, sites: Sites) -> Posterior:
         if bool((sites.lam2 < 0).any()):

@@ -172,6 +172,35 @@ class ExactPosterior(_ExactBase):
         with on_graph():
             return whiten_sites(self.prior, self.sites)
 
+    def slopes(self, mean: Tensor, explained: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives of ``log Z + sum(mean * m + explained * v)`` at held sites.
+
+        With ``H = s B^-1 s``, ``P = I - KH`` and ``K^-1 (m - m_0) = w``: that by K is
+        ``(w w' - H) / 2 + P' mean w' + P' diag(explained) P`` (symmetrised), by the prior mean
+        ``w + P' mean``.
+
+        Parameters
+        ----------
+        mean, explained : Tensor, shape [*b, N]
+            Weights of means and variances.
+
+        Returns
+        -------
+        by_covariance : Tensor, shape [*b, N, N]
+            Derivative by the prior covariance.
+        by_mean : Tensor, shape [*b, N]
+            Derivative by the prior mean.
+        """
+        covariance, root = self.prior.covariance, self.root
+        inverse = torch.cholesky_inverse(self.factor)
+        H = root.unsqueeze(-1) * inverse * root.unsqueeze(-2)
+        P = -covariance @ H
+        P.diagonal(dim1=-2, dim2=-1).add_(1.0)
+        pull = mat_vec(P.mT, mean)
+        outer = (0.5 * self.weights + pull).unsqueeze(-1) * self.weights.unsqueeze(-2)
+        spread = P.mT @ (explained.unsqueeze(-1) * P)
+        return spread - 0.5 * H + 0.5 * (outer + outer.mT), self.weights + pull
+
     def kl(self) -> Tensor:
         """``KL(q(f) || p(f))``, total."""
         # tr(B^-1) = N - sum lam2 var(f); the targets enter only through E[f] - m, so that nothing

@@ -1,4 +1,4 @@
-r"""Whitened features of inducing inputs, :math:`F = L^{-1} K_{zx}`, by the fastest route there is."""
+r"""Covariances and whitened features :math:`F = L^{-1} K_{zx}` by the fastest route there is."""
 
 from torch import Tensor
 
@@ -13,7 +13,28 @@ from gpvi.linalg import (
     stationary_features,
 )
 
-__all__ = ["factorise_inducing", "inducing_features"]
+__all__ = ["factorise_inducing", "inducing_features", "prior_covariance"]
+
+
+def prior_covariance(gp: GaussianProcessLike, x: Tensor) -> Tensor:
+    """Dense covariance among some inputs; kernels that the core knows get its analytic adjoint.
+
+    Parameters
+    ----------
+    gp : GaussianProcessLike
+        The process.
+    x : Tensor, shape [*g, N, D]
+        Inputs.
+
+    Returns
+    -------
+    Tensor, shape [*b, N, N]
+        On the graph.
+    """
+    form = _form(gp, x)
+    if form is None or not len(x):
+        return gp.covariance(x)
+    return stationary_covariance(form.name, x, form.lengthscale, _scale(form, x))
 
 
 def factorise_inducing(gp: GaussianProcessLike, z: Tensor, jitter: float) -> CholeskyResult:
@@ -33,12 +54,7 @@ def factorise_inducing(gp: GaussianProcessLike, z: Tensor, jitter: float) -> Cho
     CholeskyResult
         Factor, shape [*b, M, M], and the jitter that it has.
     """
-    form = _form(gp, z)
-    if form is None:
-        covariance = gp.covariance(z)
-    else:
-        covariance = stationary_covariance(form.name, z, form.lengthscale, _scale(form, z))
-    return safe_cholesky(covariance, jitter=jitter, name="Kzz", inputs=z)
+    return safe_cholesky(prior_covariance(gp, z), jitter=jitter, name="Kzz", inputs=z)
 
 
 def inducing_features(

@@ -17,15 +17,19 @@ from gpvi.approximations._random import standard_normal
 from gpvi.approximations.sites import Sites
 from gpvi.linalg import (
     log_det_from_cholesky,
+    lower_sum_of_squares,
     mat_vec,
+    multiply_lower,
     safe_cholesky,
     solve_lower,
     solve_lower_transposed_vec,
     solve_lower_vec,
-    sum_of_squares,
 )
 
 __all__ = ["WhitenedGaussian"]
+
+# Rows whose slopes are computed at a time.
+_SLOPE_ROWS = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +77,15 @@ class WhitenedGaussian:
         with on_graph():
             return solve_lower_transposed_vec(self.factor, self._half_mean)
 
+    @cached_property
+    def inverse_factor(self) -> Tensor:
+        """``R^-1``, shape [*b, M, M]. W has no small eigenvalues, which makes the explicit inverse safe."""
+        with on_graph():
+            eye = torch.eye(
+                self.factor.shape[-1], dtype=self.factor.dtype, device=self.factor.device
+            )
+            return solve_lower(self.factor, eye.expand_as(self.factor))
+
     def log_normaliser(self) -> Tensor:
         """``log E exp(h'e - e'(W - I)e/2)`` under the prior, shape [*b]."""
         return 0.5 * (self._half_mean.square().sum(-1) - log_det_from_cholesky(self.factor))
@@ -80,8 +93,7 @@ class WhitenedGaussian:
     def kl(self) -> Tensor:
         """``KL(q(e) || N(0, I))``, shape [*b]."""
         size = self.factor.shape[-1]
-        eye = torch.eye(size, dtype=self.factor.dtype, device=self.factor.device)
-        trace = solve_lower(self.factor, eye.expand_as(self.factor)).square().sum((-2, -1))
+        trace = self.inverse_factor.square().sum((-2, -1))
         return 0.5 * (
             trace + self.mean.square().sum(-1) - size + log_det_from_cholesky(self.factor)
         )
@@ -100,7 +112,7 @@ class WhitenedGaussian:
             Moments; the variance is a sum of squares.
         """
         mean = mat_vec(features.mT, self.mean)
-        return mean, sum_of_squares(solve_lower(self.factor, features))
+        return mean, lower_sum_of_squares(self.inverse_factor, features)
 
     def slopes(
         self, features: Tensor, sites: Sites, at: Tensor, mean: Tensor, explained: Tensor
@@ -129,19 +141,23 @@ class WhitenedGaussian:
         by_mean : Tensor, shape [*b, N]
             Derivative by the prior mean of the rows.
         """
-        # Row-major [N, M], as stationary features are.
-        rows = features.mT
-        covariance = torch.cholesky_inverse(self.factor)
-        spread = rows @ covariance
+        inverse, chunk = self.inverse_factor, _SLOPE_ROWS
         rest = sites.lam1 - sites.lam2 * at
-        pull = mat_vec(spread.mT, mean)
-        by_mean = rest + mean - sites.lam2 * mat_vec(rows, pull)
-        inner = (spread * explained.unsqueeze(-1)).mT @ spread
-        by_rows = spread * (2.0 * explained - sites.lam2).unsqueeze(-1)
-        by_rows -= (rows @ inner) * (2.0 * sites.lam2).unsqueeze(-1)
-        by_rows += by_mean.unsqueeze(-1) * self.mean.unsqueeze(-2)
-        by_rows += rest.unsqueeze(-1) * pull.unsqueeze(-2)
-        return by_rows.mT, by_mean
+        pull = mat_vec(inverse.mT, mat_vec(inverse, mat_vec(features, mean)))
+        by_mean = rest + mean - sites.lam2 * mat_vec(features.mT, pull)
+        # Chunks of rows [n, M] stay in the cache; stationary features are stored that way round.
+        halves = [multiply_lower(inverse, part).mT for part in features.split(chunk, -1)]
+        weights = explained.unsqueeze(-1).split(chunk, -2)
+        inner = sum((w * rows).mT @ rows for w, rows in zip(weights, halves, strict=True))
+        outer = torch.stack([self.mean, pull], -2)
+        by_outer = torch.stack([by_mean, rest], -1).split(chunk, -2)
+        scales = sites.lam2.unsqueeze(-1).split(chunk, -2)
+        slopes = []
+        for rows, w, scale, left in zip(halves, weights, scales, by_outer, strict=True):
+            part = ((rows @ inner) * (-2.0 * scale)).addcmul_(rows, 2.0 * w - scale)
+            part = multiply_lower(inverse, part.mT, transposed=True).mT
+            slopes.append(part + left @ outer)
+        return torch.cat(slopes, -2).mT, by_mean
 
     def covariance(self, features: Tensor) -> Tensor:
         """Covariance of ``F'e``, shape [*b, N, N]."""

@@ -7,17 +7,16 @@ project.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-import gpytorch
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.utils import Tags, check_random_state
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from gpvi.estimators.building import build_likelihood
+from gpvi.estimators.building import LikelihoodBuilder, build_likelihood
 from gpvi.estimators.fitting import FitOptions, TrainingData, fit_model
 from gpvi.estimators.functions import FunctionSamples
 from gpvi.estimators.hyperparameters import HyperparameterSpec, check_hyperparameters
@@ -27,18 +26,17 @@ from gpvi.estimators.preparation import (
     check_data,
     check_options,
     standardizers,
+    target_scale,
     usable_rows,
 )
 from gpvi.estimators.reporting import FitSummary, summarize
 from gpvi.estimators.saving import fitted_names, load_estimator, save_estimator
 from gpvi.estimators.units import list_hyperparameters
-from gpvi.estimators.validation import check_device, check_integer, row_values
+from gpvi.estimators.validation import check_device, check_integer, check_seed, row_values
 from gpvi.inference import Callback
 from gpvi.likelihoods import as_likelihood
 
 __all__ = ["GaussianProcessEstimator"]
-
-_MAX_SEED = 2**31 - 1
 
 
 class GaussianProcessEstimator(BaseEstimator):
@@ -323,7 +321,8 @@ class GaussianProcessEstimator(BaseEstimator):
         check_options(self)
         specs = check_hyperparameters(self.hyperparameters)
         data = self._training_data(X, y, sample_weight, noise_variance, exposure)
-        likelihood = build_likelihood(self.likelihood, self._likelihoods())
+        scale = target_scale(data) if self._standardizes_targets and not self.standardize else 1.0
+        likelihood = build_likelihood(self.likelihood, self._likelihoods(), scale)
         x_map, y_map = standardizers(
             data,
             standardize=bool(self.standardize),
@@ -341,6 +340,7 @@ class GaussianProcessEstimator(BaseEstimator):
             standardize=bool(self.standardize),
             x_map=x_map,
             y_map=y_map,
+            target_scale=scale,
             hyperparameters=specs,
             num_inducing=self.num_inducing,
             batch_size=self.batch_size,
@@ -349,7 +349,7 @@ class GaussianProcessEstimator(BaseEstimator):
             max_iter=self.max_iter,
             learning_rate=self.learning_rate,
             num_restarts=self.num_restarts,
-            seed=int(check_random_state(self.random_state).randint(_MAX_SEED)),
+            seed=check_seed(self.random_state),
             device=check_device(self.device),
             dtype=DTYPES[self.dtype],
             verbose=bool(self.verbose),
@@ -408,7 +408,7 @@ class GaussianProcessEstimator(BaseEstimator):
     def _pieces(self, batch_size: Any) -> int | None:
         return None if batch_size is None else check_integer("batch_size", batch_size, 1)
 
-    def _likelihoods(self) -> Mapping[str, Callable[[], gpytorch.likelihoods.Likelihood]]:
+    def _likelihoods(self) -> Mapping[str, LikelihoodBuilder]:
         """Likelihoods that have a name here."""
         raise NotImplementedError
 
@@ -435,5 +435,4 @@ class GaussianProcessEstimator(BaseEstimator):
 
 
 def _generator(random_state: Any) -> torch.Generator:
-    seed = int(check_random_state(random_state).randint(_MAX_SEED))
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator().manual_seed(check_seed(random_state))

@@ -1,6 +1,6 @@
 """From the options of an estimator to a kernel, a mean, a likelihood and an approximation."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,14 @@ from gpvi.estimators.validation import check_integer
 from gpvi.exceptions import InputError
 from gpvi.kernels import HammingKernel, parse_kernel
 
-__all__ = ["ApproximationChoice", "build_kernel", "build_likelihood", "build_mean", "choose"]
+__all__ = [
+    "ApproximationChoice",
+    "LikelihoodBuilder",
+    "build_kernel",
+    "build_likelihood",
+    "build_mean",
+    "choose",
+]
 
 # One exact Cholesky of this size takes well under a second.
 _MAX_EXACT_ROWS = 2_000
@@ -95,7 +102,13 @@ def build_mean(spec: Any, batch_shape: torch.Size) -> gpytorch.means.Mean:
     raise InputError(f"mean is {spec!r}; pass 'constant', 'zero' or a gpytorch mean.")
 
 
-def build_likelihood(spec: Any, known: Mapping[str, Any]) -> gpytorch.likelihoods.Likelihood:
+#: Makes a likelihood whose starting values suit targets of a given standard deviation.
+LikelihoodBuilder = Callable[[float], gpytorch.likelihoods.Likelihood]
+
+
+def build_likelihood(
+    spec: Any, known: Mapping[str, LikelihoodBuilder], target_scale: float
+) -> gpytorch.likelihoods.Likelihood:
     """Likelihood by name or as an object.
 
     Parameters
@@ -104,6 +117,8 @@ def build_likelihood(spec: Any, known: Mapping[str, Any]) -> gpytorch.likelihood
         An object is copied.
     known : mapping of str to callable
         Builders by name.
+    target_scale : float
+        Standard deviation of the targets in the units of the fit.
 
     Returns
     -------
@@ -118,7 +133,7 @@ def build_likelihood(spec: Any, known: Mapping[str, Any]) -> gpytorch.likelihood
     if isinstance(spec, gpytorch.likelihoods.Likelihood):
         return deepcopy(spec)
     if isinstance(spec, str) and spec in known:
-        return known[spec]()
+        return known[spec](target_scale)
     names = ", ".join(repr(name) for name in known)
     raise InputError(f"likelihood is {spec!r}; pass {names} or a likelihood object.")
 

@@ -1,17 +1,18 @@
 """Gaussian process classification with the scikit-learn interface."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gpytorch
 import numpy as np
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
+from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from gpvi.estimators.base import GaussianProcessEstimator
+from gpvi.estimators.building import LikelihoodBuilder
 from gpvi.estimators.reporting import LeaveOneOutClasses, leave_one_out_classes
-from gpvi.estimators.validation import own_errors
+from gpvi.estimators.validation import check_length, own_errors
 from gpvi.exceptions import InputError
 from gpvi.likelihoods import BernoulliLikelihood
 
@@ -181,16 +182,7 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
         ndarray, shape [N, C]
             In the order of ``classes_``; rows sum to one.
         """
-        array = self._new_inputs(X)
-        pieces = self._pieces(batch_size)
-        if self._model.num_latents == 1:
-            positive, _ = self._model.moments(array, {}, pieces)
-            return np.stack([1.0 - positive, positive], axis=1)
-        logs = [
-            self._model.log_density(array, np.full(len(array), float(code)), {}, pieces)
-            for code in range(len(self.classes_))
-        ]
-        probabilities = np.exp(np.stack(logs, axis=1))
+        probabilities = np.exp(self.predict_log_proba(X, batch_size=batch_size))
         return probabilities / probabilities.sum(1, keepdims=True)
 
     def predict_log_proba(self, X: Any, *, batch_size: int | None = None) -> np.ndarray:
@@ -257,18 +249,22 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
     def _decoded(self, targets: np.ndarray) -> np.ndarray:
         return self.classes_[targets.astype(np.int64)]
 
-    def _likelihoods(self) -> Mapping[str, Callable[[], gpytorch.likelihoods.Likelihood]]:
+    def _likelihoods(self) -> Mapping[str, LikelihoodBuilder]:
         count = len(self.classes_)
-        softmax = {"softmax": lambda: _softmax(count)}
+        softmax = {"softmax": lambda _: _softmax(count)}
         if count > 2:
             return {"auto": softmax["softmax"], **softmax}
-        probit = {"probit": BernoulliLikelihood, "logit": lambda: BernoulliLikelihood(link="logit")}
-        return {"auto": BernoulliLikelihood, **probit, **softmax}
+        return {
+            "auto": lambda _: BernoulliLikelihood(),
+            "probit": lambda _: BernoulliLikelihood(),
+            "logit": lambda _: BernoulliLikelihood(link="logit"),
+            **softmax,
+        }
 
     def _targets(self, y: Any, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-        with own_errors():
+        with own_errors(f"y of {type(self).__name__}"):
             labels = column_or_1d(y, warn=True)
-            check_consistent_length(np.empty(num_rows), labels)
+            check_length(labels, num_rows, type(self).__name__)
             missing = _missing(labels)
             if missing.any() and not self.allow_missing_targets:
                 raise InputError(
@@ -298,9 +294,9 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
         return codes.astype(np.float64)
 
     def _encoded(self, y: Any, num_rows: int) -> np.ndarray:
-        with own_errors():
+        with own_errors(f"y of {type(self).__name__}"):
             labels = column_or_1d(y, warn=True)
-            check_consistent_length(np.empty(num_rows), labels)
+            check_length(labels, num_rows, type(self).__name__)
         table = {label: float(code) for code, label in enumerate(self.classes_.tolist())}
         missing = _missing(labels)
         unknown = {label for label in labels[~missing].tolist() if label not in table}

@@ -1,14 +1,14 @@
 """Gaussian process regression for counts with the scikit-learn interface."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import gpytorch
 import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.metrics import d2_tweedie_score
 from sklearn.utils import Tags
 
+from gpvi.estimators.building import LikelihoodBuilder
 from gpvi.estimators.regression import RegressionEstimator
 from gpvi.estimators.validation import row_values
 from gpvi.exceptions import InputError
@@ -136,18 +136,26 @@ class GPCountRegressor(RegressorMixin, RegressionEstimator):
         weights = exposed if sample_weight is None else exposed * np.asarray(sample_weight)
         return float(d2_tweedie_score(counts / exposed, rate, sample_weight=weights, power=1))
 
-    def _likelihoods(self) -> Mapping[str, Callable[[], gpytorch.likelihoods.Likelihood]]:
-        return {"auto": PoissonLikelihood, "poisson": PoissonLikelihood}
+    def _likelihoods(self) -> Mapping[str, LikelihoodBuilder]:
+        return {"auto": lambda _: PoissonLikelihood(), "poisson": lambda _: PoissonLikelihood()}
 
     def _targets(self, y: Any, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
         values, observed = super()._targets(y, num_rows)
-        negative = values[observed] < 0
-        if negative.any():
-            raise InputError(
-                f"y of {type(self).__name__} holds {int(negative.sum())} negative value(s) such as "
-                f"{values[observed][negative][0]:g}; counts are at least 0. Use GPRegressor for real numbers."
-            )
+        self._refuse_negative(values)
         return values, observed
+
+    def _encoded(self, y: Any, num_rows: int) -> np.ndarray:
+        values = super()._encoded(y, num_rows)
+        self._refuse_negative(values)
+        return values
+
+    def _refuse_negative(self, values: np.ndarray) -> None:
+        negative = values[values < 0]
+        if len(negative):
+            raise InputError(
+                f"y of {type(self).__name__} holds {len(negative)} negative value(s) such as "
+                f"{negative[0]:g}; counts are at least 0. Use GPRegressor for real numbers."
+            )
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

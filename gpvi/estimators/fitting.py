@@ -1,5 +1,6 @@
 """One fit, from checked arrays and options to a fitted model, with restarts and what there is to tell."""
 
+import math
 import os
 from collections.abc import Sequence
 from copy import deepcopy
@@ -18,6 +19,7 @@ from gpvi.estimators.hyperparameters import (
     Fixed,
     Free,
     apply_hyperparameters,
+    scale_amplitudes,
     start_hyperparameters,
 )
 from gpvi.estimators.inputs import InputColumns
@@ -93,6 +95,8 @@ class FitOptions:
         As given.
     x_map, y_map : Standardizer
         To the units of the fit.
+    target_scale : float
+        Standard deviation of the targets in the units of the fit, if they are real numbers.
     hyperparameters : dict
         Checked.
     num_inducing, batch_size : int or None
@@ -130,6 +134,7 @@ class FitOptions:
     standardize: bool
     x_map: Standardizer
     y_map: Standardizer
+    target_scale: float
     hyperparameters: dict[str, Fixed | Free]
     num_inducing: int | None
     batch_size: int | None
@@ -312,6 +317,12 @@ def _run(
     finally:
         if bar is not None:
             bar.close()
+    if not math.isfinite(result.objective):
+        raise NumericalError(
+            f"The fit ended at an objective of {result.objective}: q(f) has run away from the data. Start "
+            "closer to them (mean='constant', standardize=True), lower learning_rate, or leave batch_size "
+            "out."
+        )
     with torch.no_grad():
         score = result.objective + float(log_prior([gp, likelihood, approximation]))
     return _Start(gp, likelihood, approximation, result, score, _distinct(caught))
@@ -345,6 +356,8 @@ def _prepare(
     parameters = list_hyperparameters(gp, likelihood, options.x_map, options.y_map)
     width = data.columns.high - data.columns.low
     ranges = np.where(width > 0, width, np.broadcast_to(options.x_map.scale, width.shape))
+    if isinstance(options.kernel, str):
+        scale_amplitudes(parameters, options.target_scale)
     apply_hyperparameters(options.hyperparameters, parameters, ranges)
     initialize_hyperparameters(
         gp, likelihood, tensors.x, tensors.y, generator, weights=tensors.weights, **tensors.rows

@@ -67,7 +67,7 @@ class FunctionSamples:
         return self.y_map.inverse(array)
 
     def _numbers(self, X: Any) -> np.ndarray:
-        with own_errors():
+        with own_errors("X of FunctionSamples"):
             array = self.columns.numbers(X, "FunctionSamples")
         if array.shape[1] != self.columns.num_features:
             raise InputError(

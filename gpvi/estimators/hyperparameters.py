@@ -14,9 +14,10 @@ dimensions. ICML.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import gpytorch
@@ -36,6 +37,7 @@ __all__ = [
     "InDataUnits",
     "apply_hyperparameters",
     "check_hyperparameters",
+    "scale_amplitudes",
     "start_hyperparameters",
 ]
 
@@ -157,17 +159,25 @@ def _checked(name: object, spec: Any) -> Fixed | Free:
         raise InputError(
             f"The prior of hyperparameters[{name!r}] is {spec.prior!r}; pass a gpytorch prior."
         )
-    if spec.bounds is not None and len(spec.bounds) != 2:
+    if spec.bounds is not None and not _is_pair(spec.bounds):
         raise InputError(
             f"The bounds of hyperparameters[{name!r}] are {spec.bounds!r}; pass (low, high)."
         )
     return spec
 
 
+def _is_pair(bounds: object) -> bool:
+    return (
+        isinstance(bounds, Sequence)
+        and len(bounds) == 2
+        and all(bound is None or isinstance(bound, Real) for bound in bounds)
+    )
+
+
 def apply_hyperparameters(
     specs: Mapping[str, Fixed | Free], parameters: list[Hyperparameter], ranges: np.ndarray
 ) -> None:
-    """Fix, start, bound and give priors to parameters, in place.
+    """Fix parameters and give them priors, in place.
 
     Call it before starting values are taken from the data (fixed parameters keep theirs), and
     :func:`start_hyperparameters` afterwards.
@@ -192,8 +202,6 @@ def apply_hyperparameters(
                 _assign(parameter, spec.value, name)
                 parameter.raw.requires_grad_(False)
                 continue
-            if spec.bounds is not None:
-                _bound(parameter, spec.bounds, name)
             if spec.prior is not None:
                 _register(parameter, spec.prior, ranges, name)
 
@@ -201,7 +209,9 @@ def apply_hyperparameters(
 def start_hyperparameters(
     specs: Mapping[str, Fixed | Free], parameters: list[Hyperparameter], ranges: np.ndarray
 ) -> None:
-    """Set starting values, which take precedence over those from the data, in place.
+    """Set bounds, and starting values that take precedence over those from the data, in place.
+
+    A value from the data that lies outside its bounds is moved inside.
 
     Parameters
     ----------
@@ -221,12 +231,30 @@ def start_hyperparameters(
         if not isinstance(spec, Free):
             continue
         for parameter in _matching(name, parameters):
+            if spec.bounds is not None:
+                _bound(parameter, spec.bounds, name)
             if spec.initial is not None:
                 _assign(parameter, spec.initial, name)
             elif spec.prior == DIMENSION_SCALED:
                 location, spread = _dimension_scaled(parameter, ranges)
                 mode = np.exp(location - spread**2) * _ranges_of(parameter, ranges)
                 _assign(parameter, _inside(parameter, mode), name)
+
+
+def scale_amplitudes(parameters: list[Hyperparameter], target_scale: float) -> None:
+    """Bring amplitudes of kernels to the size of the targets, in place.
+
+    Parameters
+    ----------
+    parameters : list of Hyperparameter
+        At starting values for targets of unit standard deviation.
+    target_scale : float
+        Standard deviation of the targets in the units of the fit.
+    """
+    for parameter in parameters:
+        amplitude = parameter.unit in ("y^2", "y^2/X^2") and parameter.path.startswith("kernel.")
+        if amplitude and parameter.raw.requires_grad and target_scale != 1.0:
+            _assign(parameter, parameter.value * target_scale**2, parameter.path)
 
 
 def _matching(name: str, parameters: list[Hyperparameter]) -> list[Hyperparameter]:

@@ -104,16 +104,17 @@ class InputColumns:
         InputError
             For inputs that do not fit those of the fit.
         """
-        _refuse_repeated_names(X)
-        with own_errors():
+        name = type(estimator).__name__
+        _check_kind(X, name)
+        with own_errors(f"X of {name}"):
             if not self.levels:
                 array = validate_data(
                     estimator, X, dtype=np.float64, reset=False, ensure_all_finite=False
                 )
             else:
                 X = validate_data(estimator, X, reset=False, skip_check_array=True)
-                array = self.numbers(X, type(estimator).__name__)
-        check_finite_inputs(array, type(estimator).__name__, self.names)
+                array = self.numbers(X, name)
+        check_finite_inputs(array, name, self.names)
         return array
 
     def numbers(self, X: Any, owner: str) -> np.ndarray:
@@ -198,8 +199,8 @@ def learn_columns(
         For inputs that cannot be used.
     """
     name = type(estimator).__name__
-    _refuse_repeated_names(X)
-    with own_errors():
+    _check_kind(X, name)
+    with own_errors(f"X of {name}"):
         X = validate_data(estimator, X, y, skip_check_array=True)[0]
         positions = _categorical_positions(X, categorical_features, name)
         if positions:
@@ -214,7 +215,7 @@ def learn_columns(
         raise InputError(f"X of {name} holds 1 sample only; a fit needs at least 2 samples (rows).")
     if not positions:
         # Lists have no width until they are an array.
-        with own_errors():
+        with own_errors(f"X of {name}"):
             validate_data(estimator, X, dtype=np.float64, ensure_all_finite=False)
     names = getattr(estimator, "feature_names_in_", None)
     check_finite_inputs(array, name, names)
@@ -318,11 +319,30 @@ def _position(column: object, names: list[str], width: int, name: str) -> int:
     return int(column)
 
 
-def _refuse_repeated_names(X: Any) -> None:
-    for name, count in Counter(X.columns if _is_frame(X) else ()).items():
+def _check_kind(X: Any, name: str) -> None:
+    """Refuse in few words what scikit-learn would refuse by printing it, or would not."""
+    with own_errors(f"X of {name}"):
+        shape = tuple(X.shape if hasattr(X, "shape") else np.asarray(X).shape)
+    if len(shape) != 2:
+        raise InputError(
+            f"X of {name} has shape {shape}, which is not [N, D]. Reshape your data with "
+            "X.reshape(-1, 1) if it is one column, or X.reshape(1, -1) if it is one row."
+        )
+    dtypes = list(X.dtypes) if _is_frame(X) else [getattr(X, "dtype", None)]
+    for dtype in dtypes:
+        kind = getattr(dtype, "kind", "")
+        if kind == "c":
+            raise InputError(f"Complex data not supported: X of {name} is of type {dtype}.")
+        # As plain numbers their unit would depend on the container, and "not a time" be a date.
+        if kind in ("m", "M") or getattr(dtype, "is_temporal", bool)():
+            raise InputError(
+                f"X of {name} holds dates or times ({dtype}); turn them into numbers, such as days since "
+                "the first."
+            )
+    for column, count in Counter(X.columns if _is_frame(X) else ()).items():
         if count > 1:
             raise InputError(
-                f"{name!r} is the name of {count} columns of X; rename them, or pass an array."
+                f"{column!r} is the name of {count} columns of X; rename them, or pass an array."
             )
 
 

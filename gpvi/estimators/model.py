@@ -286,9 +286,16 @@ class FittedModel:
 
     def _joint(self, X: np.ndarray) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            joint = self.posterior.predict(self.inputs(X), joint=True)
-            assert not isinstance(joint, Marginals)
-            return joint.mean, joint.covariance_matrix
+            inputs = self.inputs(X)
+            joint, moments = (
+                self.posterior.predict(inputs, joint=True),
+                self.posterior.predict(inputs),
+            )
+            assert not isinstance(joint, Marginals) and isinstance(moments, Marginals)
+            covariance = joint.covariance_matrix.clone()
+            # Differences of large numbers may come out negative; variances of marginals never do.
+            covariance.diagonal(dim1=-2, dim2=-1).copy_(moments.variance)
+            return joint.mean, covariance
 
     def _in_pieces(
         self,

@@ -1,5 +1,9 @@
 """Checks of options and data before a fit touches anything."""
 
+import math
+import os
+from collections.abc import Sequence
+
 import gpytorch
 import numpy as np
 import torch
@@ -7,12 +11,18 @@ from sklearn.base import BaseEstimator
 
 from gpvi.estimators.fitting import TrainingData
 from gpvi.estimators.scaling import Standardizer
-from gpvi.estimators.validation import check_choice, check_device, check_integer
+from gpvi.estimators.validation import (
+    check_choice,
+    check_device,
+    check_flag,
+    check_integer,
+    check_number,
+)
 from gpvi.exceptions import InputError, UnsupportedError
 from gpvi.inference import OBJECTIVES
 from gpvi.likelihoods import as_likelihood
 
-__all__ = ["DTYPES", "check_data", "check_options", "standardizers", "usable_rows"]
+__all__ = ["DTYPES", "check_data", "check_options", "standardizers", "target_scale", "usable_rows"]
 
 #: Precisions by name.
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -34,7 +44,11 @@ def check_options(estimator: BaseEstimator) -> None:
     check_choice("dtype", estimator.dtype, tuple(DTYPES))
     check_choice("objective", estimator.objective, OBJECTIVES)
     check_choice("optimizer", estimator.optimizer, ("auto", "lbfgs", "adam", None))
+    for name in ("ard", "standardize", "allow_missing_targets", "verbose"):
+        check_flag(name, getattr(estimator, name))
     check_device(estimator.device)
+    check_number("learning_rate", estimator.learning_rate, 0.0, math.inf)
+    _check_callbacks(estimator.callbacks)
     check_integer("max_iter", estimator.max_iter, 0)
     check_integer("num_restarts", estimator.num_restarts, 0)
     if estimator.batch_size is not None:
@@ -44,12 +58,28 @@ def check_options(estimator: BaseEstimator) -> None:
                 f"optimizer={estimator.optimizer!r} and batch_size={estimator.batch_size}: minibatches are "
                 "fitted by Adam; pass optimizer='auto', or leave batch_size out."
             )
-    if estimator.checkpoint is not None and not isinstance(
-        estimator.random_state, int | np.integer
-    ):
+    _check_checkpoint(estimator.checkpoint, estimator.random_state)
+
+
+def _check_callbacks(callbacks: object) -> None:
+    if not isinstance(callbacks, Sequence):
+        raise InputError(f"callbacks is {callbacks!r}; pass a list of functions.")
+    for callback in callbacks:
+        if not callable(callback):
+            raise InputError(
+                f"callbacks holds {callback!r}, which cannot be called; pass functions."
+            )
+
+
+def _check_checkpoint(checkpoint: object, random_state: object) -> None:
+    if checkpoint is None:
+        return
+    if not isinstance(checkpoint, str | os.PathLike):
+        raise InputError(f"checkpoint is {checkpoint!r}; pass the path of a file, or None.")
+    if not isinstance(random_state, int | np.integer):
         raise InputError(
-            f"checkpoint is {estimator.checkpoint!r} and random_state {estimator.random_state!r}: only a "
-            "fit with an integer random_state can be repeated."
+            f"checkpoint is {os.fspath(checkpoint)!r} and random_state {random_state!r}: only a fit with "
+            "an integer random_state can be repeated."
         )
 
 
@@ -118,6 +148,22 @@ def standardizers(
     if not targets:
         return x_map, Standardizer.identity()
     return x_map, Standardizer.fit(data.y, weights=data.weights)
+
+
+def target_scale(data: TrainingData) -> float:
+    """Standard deviation of the targets, for starting values where they are not standardised.
+
+    Parameters
+    ----------
+    data : TrainingData
+        Checked data.
+
+    Returns
+    -------
+    float
+        Positive; 1 for constant targets.
+    """
+    return float(Standardizer.fit(data.y, weights=data.weights).scale)
 
 
 def check_data(

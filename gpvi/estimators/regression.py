@@ -8,7 +8,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from gpvi.estimators.base import GaussianProcessEstimator
 from gpvi.estimators.reporting import LeaveOneOut, leave_one_out
-from gpvi.estimators.validation import target_values
+from gpvi.estimators.validation import check_levels, check_number, target_values
 from gpvi.exceptions import InputError
 
 __all__ = ["RegressionEstimator"]
@@ -104,7 +104,8 @@ class RegressionEstimator(GaussianProcessEstimator):
         """
         array = self._new_inputs(X)
         rows = self._rows(noise_variance, exposure, len(array))
-        return self._model.quantiles(array, levels, rows, self._pieces(batch_size)).T
+        found = self._model.quantiles(array, check_levels(levels), rows, self._pieces(batch_size))
+        return found.T
 
     def predict_interval(
         self,
@@ -133,9 +134,7 @@ class RegressionEstimator(GaussianProcessEstimator):
         lower, upper : ndarray, shape [N]
             In the units of y.
         """
-        if not 0.0 < coverage < 1.0:
-            raise InputError(f"coverage is {coverage}; it must lie strictly between 0 and 1.")
-        tail = 0.5 * (1.0 - coverage)
+        tail = 0.5 * (1.0 - check_number("coverage", coverage, 0.0, 1.0))
         quantiles = self.predict_quantiles(
             X,
             (tail, 1.0 - tail),

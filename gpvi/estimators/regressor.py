@@ -1,10 +1,10 @@
 """Gaussian process regression with the scikit-learn interface."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-import gpytorch
 from sklearn.base import RegressorMixin
 
+from gpvi.estimators.building import LikelihoodBuilder
 from gpvi.estimators.regression import RegressionEstimator
 from gpvi.likelihoods import GaussianLikelihood, StudentTLikelihood
 
@@ -104,9 +104,14 @@ class GPRegressor(RegressorMixin, RegressionEstimator):
 
     _standardizes_targets = True
 
-    def _likelihoods(self) -> Mapping[str, Callable[[], gpytorch.likelihoods.Likelihood]]:
+    def _likelihoods(self) -> Mapping[str, LikelihoodBuilder]:
         return {
-            "auto": lambda: GaussianLikelihood(noise=0.1),
-            "gaussian": lambda: GaussianLikelihood(noise=0.1),
-            "student_t": lambda: StudentTLikelihood(scale=0.3),
+            "auto": _gaussian,
+            "gaussian": _gaussian,
+            "student_t": lambda target_scale: StudentTLikelihood(scale=0.3 * target_scale),
         }
+
+
+def _gaussian(target_scale: float) -> GaussianLikelihood:
+    variance = target_scale**2
+    return GaussianLikelihood(noise=0.1 * variance, min_noise=1e-6 * variance)

@@ -173,8 +173,8 @@ class HyperparameterRow:
     value : float
         In the units of the data.
     unit : str
-        "X", "y", "y^2", "y^2/X^2"; empty for a number without units, or a value that only makes sense
-        after standardisation.
+        "X", "y", "y^2", "y^2/X^2", "1/X^2"; empty for a number without units, or a value that only
+        makes sense after standardisation.
     status : str
         "learned", "learned, with a prior", "fixed".
     """

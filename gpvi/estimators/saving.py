@@ -12,13 +12,14 @@ from gpvi.estimators.model import FittedModel
 from gpvi.estimators.reporting import FitSummary, HyperparameterRow
 from gpvi.estimators.scaling import Standardizer
 from gpvi.estimators.validation import check_device
+from gpvi.exceptions import ModelFileError
 from gpvi.persistence import load_object, register_class, save_object
 
 __all__ = ["fitted_names", "load_estimator", "save_estimator"]
 
 EstimatorT = TypeVar("EstimatorT", bound=BaseEstimator)
 
-_PRIVATE = ("_columns", "_model", "_summary")
+_PRIVATE = {"_columns": InputColumns, "_model": FittedModel, "_summary": FitSummary}
 
 for _part in (
     Fixed,
@@ -87,8 +88,28 @@ def load_estimator(cls: type[EstimatorT], path: str | os.PathLike, device: objec
     """
     place = check_device(device)
     state = load_object(path, kind=cls.__name__, device=place)
-    estimator = object.__new__(cls)
-    assert isinstance(state, dict)
-    estimator.__dict__.update(state)
+    estimator = cls()
+    estimator.__dict__.update(_checked_state(state, estimator, path))
     estimator.device = str(place)
     return estimator
+
+
+def _checked_state(
+    state: object, blank: BaseEstimator, path: str | os.PathLike
+) -> dict[str, object]:
+    """Options and fitted attributes and nothing else: a file must not put values in place of methods."""
+    name = type(blank).__name__
+    if not isinstance(state, dict) or not all(
+        isinstance(state.get(part), kind) for part, kind in _PRIVATE.items()
+    ):
+        raise ModelFileError(
+            f"{os.fspath(path)} claims to hold a {name} and lacks the parts of one; save it again."
+        )
+    options = blank.get_params(deep=False)
+    for key in state:
+        fitted = key in _PRIVATE or (key.endswith("_") and not key.startswith("_"))
+        if key not in options and not fitted:
+            raise ModelFileError(
+                f"{os.fspath(path)} holds {key!r}, which is no option or result of {name}; save it again."
+            )
+    return state

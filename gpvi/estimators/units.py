@@ -9,7 +9,7 @@ parameter                                  value in data units
 =========================================  ====================
 lengthscale, period of a kernel            times :math:`s_d`
 amplitude (outputscale, constant, white)   times :math:`t^2`
-variance of a linear kernel                times :math:`t^2 / s^2`
+variance of a linear kernel                times :math:`t^2 / s^2` (a further factor: :math:`1 / s^2`)
 noise variance                             times :math:`t^2`
 scale of Student-t noise                   times :math:`t`
 constant mean                              times :math:`t`, plus b
@@ -59,7 +59,8 @@ class Hyperparameter:
     factor, offset : ndarray
         ``data units = factor * value + offset``, broadcasting to the value.
     unit : str
-        "X", "y", "y^2", "y^2/X^2" ("f" in place of "y" behind a link), or "" for a number without units.
+        "X", "y", "y^2", "y^2/X^2", "1/X^2" ("f" in place of "y" behind a link), or "" for a number
+        without units.
     columns : tuple of int
         Input columns that its kernel sees; empty for other parameters.
     """
@@ -235,7 +236,7 @@ def _kernel_factor(
         return one, ""
     scales = scales if ard else scales[0]
     if isinstance(owner, LinearKernel):
-        return (y_scale**2 / scales**2, "y^2/X^2") if amplitude else (one, "")
+        return (y_scale**2 / scales**2, "y^2/X^2") if amplitude else (1.0 / scales**2, "1/X^2")
     of_inputs = name == "period_length" or (
         name == "lengthscale"
         and not isinstance(owner, PeriodicKernel | CosineKernel | HammingKernel)

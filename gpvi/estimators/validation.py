@@ -4,13 +4,15 @@ scikit-learn's own checks do the conversion (frames, lists, memory maps, sparse 
 is raised again as this package's errors, and what they cannot know is checked here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils.validation import check_consistent_length, column_or_1d
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import column_or_1d
 
 from gpvi.exceptions import GPVIError, InputError, InputTypeError
 
@@ -18,24 +20,44 @@ __all__ = [
     "check_choice",
     "check_device",
     "check_finite_inputs",
+    "check_flag",
     "check_integer",
+    "check_length",
+    "check_levels",
+    "check_number",
+    "check_seed",
     "own_errors",
     "row_values",
     "target_values",
 ]
 
+_MAX_SEED = 2**31 - 1
+
 
 @contextmanager
-def own_errors() -> Iterator[None]:
-    """Raise scikit-learn's refusals as :class:`InputError` or :class:`InputTypeError`."""
+def own_errors(subject: str) -> Iterator[None]:
+    """Raise scikit-learn's refusals as :class:`InputError` or :class:`InputTypeError`.
+
+    Parameters
+    ----------
+    subject : str
+        What is being looked at, such as "X of GPRegressor", for the message.
+    """
     try:
         yield
     except GPVIError:
         raise
     except TypeError as error:
-        raise InputTypeError(str(error)) from error
+        raise InputTypeError(_sentence(subject, error)) from error
     except ValueError as error:
-        raise InputError(str(error)) from error
+        raise InputError(_sentence(subject, error)) from error
+
+
+def _sentence(subject: str, error: Exception) -> str:
+    text = str(error).strip()
+    if text.startswith("The feature names should match"):
+        return text  # the one message whose further lines are no dump of the data
+    return f"{subject} cannot be used: {text.partition(chr(10))[0].rstrip(' :.')}."
 
 
 def check_finite_inputs(X: np.ndarray, estimator: str, names: np.ndarray | None) -> None:
@@ -59,7 +81,7 @@ def check_finite_inputs(X: np.ndarray, estimator: str, names: np.ndarray | None)
     if not bad.any():
         return
     row, column = np.argwhere(bad)[0]
-    where = f"column {column}" if names is None else f"column {names[column]!r}"
+    where = f"column {column}" if names is None else f"column {str(names[column])!r}"
     what = "NaN" if np.isnan(X[row, column]) else "inf"
     raise InputError(
         f"X of {estimator} holds {int(bad.sum())} NaN or infinite value(s), the first ({what}) in row "
@@ -91,11 +113,11 @@ def target_values(y: object, num_rows: int, estimator: str, allow_missing: bool)
     InputError
         For another shape, values that are not numbers, and NaN or infinity.
     """
-    with own_errors():
-        values = column_or_1d(y, warn=True)
-        if np.iscomplexobj(values):
+    with own_errors(f"y of {estimator}"):
+        if np.iscomplexobj(np.asarray(y)):
             raise InputError(f"y of {estimator} holds complex numbers; pass real ones.")
-        check_consistent_length(np.empty(num_rows), values)
+        values = column_or_1d(y, warn=True)
+        check_length(values, num_rows, estimator)
         try:
             values = values.astype(np.float64)
         except (TypeError, ValueError) as error:
@@ -115,6 +137,29 @@ def target_values(y: object, num_rows: int, estimator: str, allow_missing: bool)
     if missing.all():
         raise InputError(f"y of {estimator} holds no target at all: all {num_rows} values are NaN.")
     return values
+
+
+def check_length(y: np.ndarray, num_rows: int, estimator: str) -> None:
+    """Refuse targets that are not one per row.
+
+    Parameters
+    ----------
+    y : ndarray, shape [N]
+        Targets.
+    num_rows : int
+        Rows of X.
+    estimator : str
+        Class name, for the message.
+
+    Raises
+    ------
+    InputError
+        With both numbers.
+    """
+    if len(y) != num_rows:
+        raise InputError(
+            f"y of {estimator} has {len(y)} values for {num_rows} rows of X; pass one per row."
+        )
 
 
 def row_values(
@@ -146,6 +191,8 @@ def row_values(
     if values is None:
         return None
     try:
+        if np.iscomplexobj(np.asarray(values)):
+            raise TypeError("complex numbers")
         array = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} of {estimator} is not numeric: {error}; pass numbers.") from error
@@ -213,6 +260,106 @@ def check_integer(name: str, value: object, lowest: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < lowest:
         raise InputError(f"{name} is {value!r}; it must be an integer of at least {lowest}.")
     return int(value)
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse an option that is neither True nor False.
+
+    Parameters
+    ----------
+    name : str
+        Of the option.
+    value : object
+        Its value.
+
+    Raises
+    ------
+    InputError
+        For anything but a truth value, 0 or 1.
+    """
+    if not (isinstance(value, bool | np.bool_ | int | np.integer) and value in (0, 1)):
+        raise InputError(f"{name} is {value!r}; it must be True or False.")
+
+
+def check_number(name: str, value: object, low: float, high: float) -> float:
+    """An option that must be a number strictly between two others.
+
+    Parameters
+    ----------
+    name : str
+        Of the option.
+    value : object
+        Its value.
+    low, high : float
+        Exclusive bounds.
+
+    Returns
+    -------
+    float
+        The value.
+
+    Raises
+    ------
+    InputError
+        If it is none, or out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not low < value < high:
+        raise InputError(
+            f"{name} is {value!r}; it must be a number strictly between {low:g} and {high:g}."
+        )
+    return float(value)
+
+
+def check_levels(levels: object) -> list[float]:
+    """Probabilities of quantiles.
+
+    Parameters
+    ----------
+    levels : sequence of float
+        As given.
+
+    Returns
+    -------
+    list of float
+        Strictly between 0 and 1.
+
+    Raises
+    ------
+    InputError
+        For anything else.
+    """
+    if isinstance(levels, str) or not isinstance(levels, Sequence | np.ndarray) or not len(levels):
+        raise InputError(
+            f"levels is {levels!r}; pass a sequence of probabilities such as [0.1, 0.9]."
+        )
+    return [check_number("a level of the quantiles", level, 0.0, 1.0) for level in levels]
+
+
+def check_seed(random_state: object) -> int:
+    """Seed drawn from what scikit-learn calls a random state.
+
+    Parameters
+    ----------
+    random_state : int, RandomState or None
+        None draws from NumPy's global state.
+
+    Returns
+    -------
+    int
+        For a generator of torch.
+
+    Raises
+    ------
+    InputError
+        For anything else.
+    """
+    try:
+        return int(check_random_state(random_state).randint(_MAX_SEED))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"random_state is {random_state!r}; pass an integer from 0 to {2**32 - 1}, a RandomState or "
+            "None."
+        ) from error
 
 
 def check_device(device: Any) -> torch.device:

@@ -86,6 +86,9 @@ def maximize_by_adam(
         try:
             with serial_blas():
                 converged, message = adam.run(max_iter)
+            stuck = evaluator.stuck()
+            if stuck is not None:
+                converged, message = False, stuck
             stopped = False
         except Stopped as stop:
             converged, message, stopped = False, str(stop), stop.asked

@@ -65,6 +65,7 @@ class Coordinates:
             if not np.isfinite(self.origin[place]).all():
                 raise InputError(f"The starting value of {name} is not finite; set another one.")
         self._low, self._high = vector.box()
+        self._has_floor = vector.has_floor()
         self._index = np.zeros(0, dtype=np.int64)
         self._factor = np.zeros((0, 0))
         if curvature is not None:
@@ -98,13 +99,65 @@ class Coordinates:
         Returns
         -------
         ndarray, shape [P]
-            Zero along values that the box holds.
+            Zero along values that would leave the box; those outside keep their way back in.
         """
-        values = self.origin + self._forward(point)
-        free = np.where((values >= self._low) & (values <= self._high), gradient, 0.0)
+        free = np.where(self._leaving(point, gradient), 0.0, gradient)
         if len(self._index):
             free[self._index] = self._factor.T @ free[self._index]
         return free
+
+    def blocked(self, point: np.ndarray, gradient: np.ndarray) -> float:
+        """Largest gradient entry along values that the box keeps from rising any further.
+
+        Parameters
+        ----------
+        point : ndarray, shape [P]
+            Coordinates.
+        gradient : ndarray, shape [P]
+            Gradient with respect to the values.
+
+        Returns
+        -------
+        float
+            Zero if the box holds nothing back. A value that stands at its own floor is not counted.
+        """
+        held = self._leaving(point, gradient) & ~(self._has_floor & (gradient < 0))
+        return float(np.abs(gradient[held]).max(initial=0.0))
+
+    def at_edge(self, point: np.ndarray) -> np.ndarray:
+        """Which values stand at an edge of the box.
+
+        Parameters
+        ----------
+        point : ndarray, shape [P]
+            Coordinates.
+
+        Returns
+        -------
+        ndarray of bool, shape [P]
+            True at an edge.
+        """
+        values = self.origin + self._forward(point)
+        return (values <= self._low) | (values >= self._high)
+
+    def largest_move(self, step: np.ndarray) -> float:
+        """Longest way that a step takes one of the values.
+
+        Parameters
+        ----------
+        step : ndarray, shape [P]
+            In these coordinates.
+
+        Returns
+        -------
+        float
+            In the values' own coordinates.
+        """
+        return float(np.abs(self._forward(step)).max(initial=0.0))
+
+    def _leaving(self, point: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        values = self.origin + self._forward(point)
+        return ((values >= self._high) & (gradient > 0)) | ((values <= self._low) & (gradient < 0))
 
     def _forward(self, point: np.ndarray) -> np.ndarray:
         step = np.array(point, dtype=np.float64)

@@ -19,13 +19,20 @@ from gpvi.exceptions import NumericalError
 from gpvi.inference.checkpoint import EvaluationLog
 from gpvi.inference.coordinates import Coordinates, Curvature
 from gpvi.inference.parameters import ParameterVector
-from gpvi.inference.problem import FitProblem
+from gpvi.inference.problem import CVI_TOLERANCE, FitProblem
 from gpvi.inference.records import Callback, FitRecord
 
 __all__ = ["Ascent", "Evaluation", "Evaluator", "Stopped", "start_only"]
 
 _MAX_FAILURES = 15
+
+# CVI stops at this fraction of what the last better point gained, at most at so many nats per row.
+_INNER_GAIN = 0.1
+_LOOSEST = 5e-5
 _MAX_DENSE = 2_000
+
+# Nats per row and unit of log scale: a parameter that still gains so much is not at an optimum.
+_HELD = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +89,13 @@ class Evaluation:
         Total nats; NaN if the evaluation failed.
     gradient : ndarray, shape [P]
         In the coordinates of the point; zero if the evaluation failed.
+    blocked : float
+        Largest gradient entry of a parameter that is kept at the edge of its range.
     """
 
     value: float
     gradient: np.ndarray
+    blocked: float = 0.0
 
     @property
     def failed(self) -> bool:
@@ -132,6 +142,7 @@ class Evaluator:
         self.best_evaluation = Evaluation(-math.inf, np.zeros(self.vector.size))
         self.failures = 0
         self.count = 0
+        self._gain = math.inf
         self._reason = ""
         self._stage, self._history, self._callbacks = stage, history, callbacks
         self._log, self._started = log, started
@@ -169,6 +180,7 @@ class Evaluator:
         self.count += 1
         self.failures = self.failures + 1 if result.failed else 0
         if result.value > self.best:
+            self._gain = result.value - self.best
             self.best_evaluation, self.best_point = result, point.copy()
         self._report(result)
         if self.failures >= _MAX_FAILURES:
@@ -183,6 +195,23 @@ class Evaluator:
         """What to say of the last evaluations if they failed."""
         return f"the last {self.failures} evaluations failed ({self._reason})"
 
+    def stuck(self) -> str | None:
+        """What to say if the best point has a parameter that would go beyond its range.
+
+        Returns
+        -------
+        str or None
+            None if the range holds nothing back.
+        """
+        if self.best_evaluation.blocked <= _HELD * self.total_weight:
+            return None
+        edge = self.coordinates.at_edge(self.best_point)
+        names = [name for name, place in self.vector.slices().items() if edge[place].any()]
+        return (
+            f"{', '.join(names)} reached the edge of the range, a factor of a million from the start; check "
+            "the scale of the data and the starting values"
+        )
+
     def learned(self, inverse: LbfgsInvHessProduct) -> Curvature | None:
         """L-BFGS's inverse curvature, dense; None for long vectors, where it would be too large."""
         if self.vector.size > _MAX_DENSE:
@@ -191,10 +220,14 @@ class Evaluator:
 
     def _compute(self, point: np.ndarray) -> Evaluation:
         self.move_to(point)
+        # While much is gained, q need not be at its optimum to the last digit.
+        loose = min(_INNER_GAIN * self._gain, _LOOSEST * self.total_weight)
+        self.problem.inner_tolerance = max(CVI_TOLERANCE, loose)
         failure = Evaluation(math.nan, np.zeros_like(point))
         try:
             value = self.problem.value()
-            gradient = self.coordinates.pull_back(point, self.vector.gradient(value))
+            slopes = self.vector.gradient(value)
+            gradient = self.coordinates.pull_back(point, slopes)
         except NumericalError as error:
             if self.best == -math.inf:
                 raise
@@ -209,7 +242,7 @@ class Evaluator:
                 )
             self._reason = f"objective {total}"
             return failure
-        return Evaluation(total, gradient)
+        return Evaluation(total, gradient, self.coordinates.blocked(point, slopes))
 
     def _report(self, result: Evaluation) -> None:
         largest = float(np.abs(result.gradient).max(initial=0.0)) / self.total_weight
@@ -225,15 +258,16 @@ class Evaluator:
     def _pack(self, result: Evaluation) -> np.ndarray:
         """One flat record: value, gradient, and what CVI starts from next time, if it ran."""
         sites, log_v = self.problem.sites, self.problem.log_v
+        head = [result.value, result.blocked]
         if sites is None:
-            return np.concatenate([[result.value], result.gradient])
+            return np.concatenate([head, result.gradient])
         shape = sites.lam1.shape
         parts = [sites.lam1, sites.lam2] + ([] if log_v is None else [log_v])
         stored = torch.cat([part.reshape(-1).cpu().double() for part in parts]).numpy()
-        return np.concatenate([[result.value], result.gradient, [len(shape), *shape], stored])
+        return np.concatenate([head, result.gradient, [len(shape), *shape], stored])
 
     def _unpack(self, record: np.ndarray) -> Evaluation:
-        stop = 1 + self.vector.size
+        stop = 2 + self.vector.size
         rest = record[stop:]
         if len(rest):
             dims = int(rest[0])
@@ -242,7 +276,7 @@ class Evaluator:
             lam1, lam2, log_v = values.tensor_split([math.prod(shape), 2 * math.prod(shape)])
             self.problem.sites = Sites(lam1.reshape(shape), lam2.reshape(shape))
             self.problem.log_v = log_v.reshape(shape[:-1]) if log_v.numel() else None
-        return Evaluation(float(record[0]), record[1:stop])
+        return Evaluation(float(record[0]), record[2:stop], float(record[1]))
 
 
 def start_only(evaluator: Evaluator) -> Ascent:

@@ -40,7 +40,8 @@ class WarmStart:
     Parameters
     ----------
     num_rows : int
-        Rows of the subset; sets of less than twice as many targets are not warm-started.
+        Rows of the subset; sets of less than twice as many targets are not warm-started, nor are those
+        whose few inducing points make full evaluations nearly as cheap.
     num_inducing : int
         Fixed inducing rows on the subset.
     max_evaluations : int
@@ -293,6 +294,7 @@ def _warm_start(problem: FitProblem, options: WarmStart | None, run: _Run) -> As
         or problem.x.dim() > 2
         or not problem.approximation.subset_warm_start
         or len(problem.observed) < 2 * options.num_rows
+        or not _saves_work(problem, options)
     ):
         return None
     observed = problem.observed
@@ -310,6 +312,18 @@ def _warm_start(problem: FitProblem, options: WarmStart | None, run: _Run) -> As
         log=run.log(".warm-start"),
         started=run.started,
     )
+
+
+def _saves_work(problem: FitProblem, options: WarmStart) -> bool:
+    """Whether evaluations on the subset cost a third of those on all rows, or less."""
+    approximation = problem.approximation
+    if not isinstance(approximation, InducingPoints):
+        return True
+    points, size = approximation.inducing_points, approximation.num_inducing
+    size = size if points is None else points.shape[-2]
+    assert size is not None
+    subset = options.num_rows * min(options.num_inducing, options.num_rows) ** 2
+    return 3 * subset <= len(problem.observed) * size**2
 
 
 def _check_types(gp: object, approximation: object, x: object, y: object) -> None:

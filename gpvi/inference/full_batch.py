@@ -32,8 +32,9 @@ __all__ = ["Ascent", "maximize"]
 _MEMORY = 20
 
 # With a box on every variable L-BFGS-B tries the full first step instead of one of unit length; this box
-# is never reached.
+# is never reached. A full step that moves a parameter further than this is not to be trusted.
 _FAR = 1e8
+_LONGEST = 4.0
 
 # Exit states of SciPy's L-BFGS-B.
 _GRADIENT_VANISHED, _LINE_SEARCH_FAILED = 0, 2
@@ -42,12 +43,24 @@ _GRADIENT_VANISHED, _LINE_SEARCH_FAILED = 0, 2
 class _Loss:
     """What SciPy minimises: the negative objective per unit of row weight, with a wall."""
 
-    def __init__(self, evaluator: Evaluator) -> None:
+    def __init__(self, evaluator: Evaluator, start: np.ndarray) -> None:
         self._evaluator = evaluator
         self._last_good: tuple[np.ndarray, Evaluation] | None = None
+        # The optimiser asks for the start first; it is evaluated before, to see how steep it is.
+        self._start: Evaluation | None = evaluator.evaluate(start)
+
+    @property
+    def first_step(self) -> np.ndarray:
+        """The full step from the start."""
+        assert self._start is not None
+        return self._start.gradient / self._evaluator.total_weight
 
     def __call__(self, point: np.ndarray) -> tuple[float, np.ndarray]:
-        result = self._evaluator.evaluate(point)
+        if self._start is not None:
+            assert not point.any()
+            result, self._start = self._start, None
+        else:
+            result = self._evaluator.evaluate(point)
         if result.failed:
             result = self._wall(point)
         else:
@@ -127,12 +140,14 @@ def _ascend(
     try:
         # The optimiser's own algebra is small; the objective takes the threads that it needs.
         with serial_blas():
+            loss = _Loss(evaluator, start)
+            trusted = evaluator.coordinates.largest_move(loss.first_step) <= _LONGEST
             result = minimize(
-                _Loss(evaluator),
+                loss,
                 start,
                 jac=True,
                 method="L-BFGS-B",
-                bounds=[(-_FAR, _FAR)] * len(start),
+                bounds=[(-_FAR, _FAR)] * len(start) if trusted else None,
                 callback=progress,
                 options={
                     "maxcor": _MEMORY,
@@ -143,6 +158,9 @@ def _ascend(
                 },
             )
         message, converged = progress.judge(result)
+        stuck = evaluator.stuck()
+        if stuck is not None:
+            message, converged = stuck, False
         if evaluator.failures:
             message, converged = evaluator.complaint(), False
         ascent = Ascent(

@@ -66,10 +66,10 @@ def median_lengthscales(
     points, shares = _weighted_points(x.detach(), weights)
     if len(points) * (len(points) - 1) // 2 <= _MAX_PAIRS:
         left, right = torch.triu_indices(len(points), len(points), 1, device=x.device)
-        pair_weights = shares[left] * shares[right]
+        pair_weights: Tensor | None = shares[left] * shares[right]
     else:
         left, right = _random_rows(shares, generator)
-        pair_weights = torch.ones_like(shares[left])
+        pair_weights = None
     distance = (points[left] - points[right]).abs().mT
     distance = torch.where(distance > 0, distance, torch.nan)
     if not distance.shape[-1]:

@@ -146,6 +146,23 @@ class ParameterVector:
         values = self.values()
         return values - width, values + width
 
+    def has_floor(self) -> np.ndarray:
+        """Which values are log distances from a positive lower bound, where nothing is lost at the bottom.
+
+        Returns
+        -------
+        ndarray of bool, shape [P]
+            True for a noise with a smallest value, say.
+        """
+        parts = [
+            np.full(
+                parameter.numel(),
+                constraint is not None and bool((constraint.lower_bound > 0).all()),
+            )
+            for parameter, constraint in zip(self.parameters, self._constraints, strict=True)
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=bool)
+
 
 def log_prior(modules: Sequence[torch.nn.Module]) -> Tensor | float:
     """Sum of the log densities of all GPyTorch priors registered in modules, each counted once.

@@ -20,13 +20,15 @@ from gpvi.inference.data_term import data_term
 from gpvi.inference.parameters import log_prior
 from gpvi.likelihoods import Likelihood
 
-__all__ = ["OBJECTIVES", "FitProblem"]
+__all__ = ["CVI_TOLERANCE", "OBJECTIVES", "FitProblem"]
 
 #: Names of the objectives that a fit can maximise.
 OBJECTIVES = ("tighter_elbo", "elbo")
 
 _CVI_STEPS = 30
-_CVI_TOLERANCE = 1e-5
+
+#: Nats that a sweep of CVI must gain where nothing else is said.
+CVI_TOLERANCE = 1e-5
 
 
 @dataclass
@@ -57,6 +59,8 @@ class FitProblem:
         Where CVI starts next time (moves with the fit).
     log_v : Tensor, optional
         Likewise, the log residual scale.
+    inner_tolerance : float
+        Nats that a sweep of CVI inside :meth:`value` must gain.
 
     Raises
     ------
@@ -76,6 +80,7 @@ class FitProblem:
     rows: dict[str, Any] = field(default_factory=dict)
     sites: Sites | None = None
     log_v: Tensor | None = None
+    inner_tolerance: float = CVI_TOLERANCE
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -172,7 +177,7 @@ class FitProblem:
             prior = self.approximation.prior(self.gp, self.x, plan=self.plan)
             sites = self._gaussian_sites()
             if sites is None:
-                return self._infer(prior)
+                return self._infer(prior, CVI_TOLERANCE)
             posterior = prior.condition(sites)
             bound = self._site_bound(posterior)
             value = float(bound.sum())
@@ -189,7 +194,7 @@ class FitProblem:
     def _fixed_point_value(self) -> Tensor:
         """Objective at fixed-point sites, with the gradient at held sites."""
         prior = self.approximation.prior(self.gp, self.x, plan=self.plan)
-        result = self._infer(prior)
+        result = self._infer(prior, self.inner_tolerance)
         self.sites, self.log_v = result.sites, result.log_v
         slopes = self._likelihood_slopes(result) + self._prior_slopes(prior, result)
         return result.objective + (slopes - slopes.detach())
@@ -224,7 +229,7 @@ class FitProblem:
             **self.rows,
         ).sum()
 
-    def _infer(self, prior: Prior) -> CVIResult:
+    def _infer(self, prior: Prior, tolerance: float) -> CVIResult:
         return cvi(
             prior,
             self.likelihood,
@@ -232,7 +237,7 @@ class FitProblem:
             sites=self.sites,
             log_v=self.log_v,
             max_steps=_CVI_STEPS,
-            tolerance=_CVI_TOLERANCE,
+            tolerance=tolerance,
             tighter=self.tighter,
             weights=self.weights,
             **self.rows,

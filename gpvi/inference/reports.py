@@ -21,9 +21,9 @@ def warn_about(result: FitResult, max_iter: int) -> None:
         The iterations that were allowed; with none, nothing was meant to converge.
     """
     if max_iter and not (result.converged or result.stopped):
+        advice = f"; raise max_iter (now {max_iter})" if result.num_iterations >= max_iter else ""
         warn(
-            f"The fit is not converged after {result.num_iterations} iterations ({result.message}); "
-            f"raise max_iter (now {max_iter}) or tolerance.",
+            f"The fit is not converged after {result.num_iterations} iterations ({result.message}){advice}.",
             ConvergenceWarning,
         )
     kl = float(result.posterior.kl().sum())

@@ -16,6 +16,8 @@ __all__ = [
     "add_product",
     "add_weighted_sum",
     "multiply_rows",
+    "scale_rows",
+    "scale_rows_transposed",
     "solve_rows",
     "solve_rows_transposed",
 ]
@@ -29,6 +31,16 @@ def solve_rows(factor: Tensor, rows: Tensor) -> None:
 def solve_rows_transposed(factor: Tensor, rows: Tensor) -> None:
     """``a_n <- L^-T a_n`` for every row of ``rows [n, M]``."""
     blas.dtrsm(1.0, _columns(factor), _columns(rows), lower=0, trans_a=0, overwrite_b=1)
+
+
+def scale_rows(factor: Tensor, rows: Tensor) -> None:
+    """``a_n <- L a_n`` for every row of ``rows [n, M]``."""
+    blas.dtrmm(1.0, _columns(factor), _columns(rows), lower=0, trans_a=1, overwrite_b=1)
+
+
+def scale_rows_transposed(factor: Tensor, rows: Tensor) -> None:
+    """``a_n <- L' a_n`` for every row of ``rows [n, M]``."""
+    blas.dtrmm(1.0, _columns(factor), _columns(rows), lower=0, trans_a=0, overwrite_b=1)
 
 
 def add_gram(rows: Tensor, out: Tensor) -> None:

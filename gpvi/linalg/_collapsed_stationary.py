@@ -205,7 +205,7 @@ def factorise(matrix: Tensor, name: str, jitter: float) -> Tensor:
 
 def chunks(num_rows: int, num_columns: int, itemsize: int) -> list[tuple[int, int]]:
     """Bounds of the chunks of rows."""
-    size = min(max(_CHUNK_BYTES // (itemsize * num_columns), 64), num_rows)
+    size = max(min(max(_CHUNK_BYTES // (itemsize * num_columns), 64), num_rows), 1)
     return [(i, min(i + size, num_rows)) for i in range(0, num_rows, size)]
 
 

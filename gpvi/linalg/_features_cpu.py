@@ -17,6 +17,20 @@ __all__ = ["CompiledEngine"]
 class CompiledEngine:
     """Numba for kernel entries, SciPy's BLAS in place for the rest."""
 
+    def covariance(self, name: str, v: Tensor, outputscale: Tensor) -> Tensor:
+        """``K`` among scaled inputs."""
+        out = v.new_empty(len(v), len(v))
+        with row_splitter(out.numel()) as split:
+            split(len(v), KernelLoops(name, v, v, outputscale).cross(0, len(v), out))
+        return out
+
+    def multiply_slopes(self, name: str, v: Tensor, outputscale: Tensor, weights: Tensor) -> Tensor:
+        """Weights times ``s h`` among scaled inputs."""
+        out = weights.clone(memory_format=torch.contiguous_format)
+        with row_splitter(out.numel()) as split:
+            split(len(v), KernelLoops(name, v, v, outputscale).slopes(0, len(v), out))
+        return out
+
     def features(
         self, name: str, u: Tensor, v: Tensor, outputscale: Tensor, factor: Tensor
     ) -> Tensor:

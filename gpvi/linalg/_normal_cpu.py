@@ -35,7 +35,8 @@ def _scaled(u: np.ndarray) -> np.ndarray:
 
 
 # Highest power first. Compiled loops take its entries for constants.
-_C = tuple(float(c) for c in chebyshev.cheb2poly(chebyshev.chebinterpolate(_scaled, _DEGREE))[::-1])
+_SERIES: Any = chebyshev.chebinterpolate(_scaled, _DEGREE)
+_C = tuple(float(coefficient) for coefficient in chebyshev.cheb2poly(_SERIES)[::-1])
 _ROOT_HALF = math.sqrt(0.5)
 _DENSITY = 1.0 / math.sqrt(2.0 * math.pi)  # of the standard normal at zero
 _LN2 = math.log(2.0)
@@ -75,7 +76,7 @@ def _split(typing_context: Any, value: Any) -> Any:  # pragma: no cover - runs i
 @njit(cache=True, nogil=True, inline="always", fastmath=FLAGS, error_model="numpy")
 def _vlog(x: float) -> float:  # pragma: no cover - compiled
     """``log(x)`` for positive normal numbers."""
-    exponent, mantissa = _split(x)  # type: ignore[call-arg]
+    exponent, mantissa = _split(x)  # type: ignore[call-arg, var-annotated]
     s = (mantissa - 1.0) / (mantissa + 1.0)
     s2 = s * s
     p = 2.0 / 19.0

@@ -132,18 +132,19 @@ class _Covariance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, lengthscale: Tensor, outputscale: Tensor, name: str) -> Tensor:
         v = (z - z.mean(0)) / lengthscale
-        r2 = squared_distances(v, v)
-        covariance = stationary_value(name, r2).mul_(outputscale)
-        ctx.save_for_backward(v, r2, lengthscale, outputscale, covariance)
-        ctx.name = name
+        engine = _engine(z)
+        covariance = engine.covariance(name, v, outputscale)
+        ctx.save_for_backward(v, lengthscale, outputscale, covariance)
+        ctx.name, ctx.engine = name, engine
         return covariance
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
-        v, r2, lengthscale, outputscale, covariance = ctx.saved_tensors
+        v, lengthscale, outputscale, covariance = ctx.saved_tensors
         by_scale = (adjoint * covariance).sum() / outputscale
-        weights = 0.5 * (adjoint + adjoint.mT) * stationary_slope(ctx.name, r2) * outputscale
+        weights = 0.5 * (adjoint + adjoint.mT)
+        weights = ctx.engine.multiply_slopes(ctx.name, v, outputscale, weights)
         first, second = pull(v, weights @ moment_features(v))
         by_lengthscale = _to_lengthscale(second, lengthscale)
         return 4.0 * first / lengthscale, by_lengthscale, by_scale, None
@@ -182,6 +183,14 @@ class _Features(torch.autograd.Function):
 
 class TensorFeatures:
     """Plain tensor operations: any dtype, any device."""
+
+    def covariance(self, name: str, v: Tensor, outputscale: Tensor) -> Tensor:
+        """``K`` among scaled inputs."""
+        return stationary_value(name, squared_distances(v, v)).mul_(outputscale)
+
+    def multiply_slopes(self, name: str, v: Tensor, outputscale: Tensor, weights: Tensor) -> Tensor:
+        """Weights times ``s h`` among scaled inputs."""
+        return weights * stationary_slope(name, squared_distances(v, v)) * outputscale
 
     def features(
         self, name: str, u: Tensor, v: Tensor, outputscale: Tensor, factor: Tensor

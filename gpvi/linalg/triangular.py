@@ -13,11 +13,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gpvi.linalg import _rows
+
 __all__ = [
     "identity_plus_congruence",
     "identity_plus_low_rank",
     "log_det_from_cholesky",
+    "lower_sum_of_squares",
     "mat_vec",
+    "multiply_lower",
     "solve_lower",
     "solve_lower_transposed",
     "solve_lower_transposed_vec",
@@ -204,6 +208,73 @@ def sum_of_squares(matrix: Tensor) -> Tensor:
     return matrix.square().sum(-2)
 
 
+def lower_sum_of_squares(factor: Tensor, matrix: Tensor) -> Tensor:
+    """Column-wise sums of squares of ``L B``, for instance variances from an inverse factor.
+
+    Parameters
+    ----------
+    factor : Tensor, shape [*b, n, n]
+        Lower triangular ``L``.
+    matrix : Tensor, shape [*b, n, k]
+        ``B``; batch dims broadcast.
+
+    Returns
+    -------
+    Tensor, shape [*b, k]
+        Not negative.
+
+    Examples
+    --------
+    >>> import torch
+    >>> lower_sum_of_squares(2.0 * torch.eye(2), torch.tensor([[3.0], [4.0]]))
+    tensor([100.])
+    """
+    if _in_place(matrix, factor):
+        return _rows.lower_squares(factor, matrix.mT)
+    return sum_of_squares(factor @ matrix)
+
+
+def multiply_lower(factor: Tensor, matrix: Tensor, *, transposed: bool = False) -> Tensor:
+    """``L B``, or ``L' B``.
+
+    Parameters
+    ----------
+    factor : Tensor, shape [*b, n, n]
+        Lower triangular ``L``.
+    matrix : Tensor, shape [*b, n, k]
+        ``B``; batch dims broadcast.
+    transposed : bool
+        Whether to use ``L'``.
+
+    Returns
+    -------
+    Tensor, shape [*b, n, k]
+        The product.
+
+    Examples
+    --------
+    >>> import torch
+    >>> multiply_lower(torch.tensor([[1.0, 0.0], [2.0, 1.0]]), torch.ones(2, 1)).flatten()
+    tensor([1., 3.])
+    """
+    if _in_place(matrix, factor):
+        return _rows.multiply_lower(factor, matrix.mT, transposed).mT
+    return (factor.mT if transposed else factor) @ matrix
+
+
+def _in_place(columns: Tensor, other: Tensor) -> bool:
+    """Whether BLAS in place may serve: one float64 problem on the CPU, off the graph, in rows."""
+    tensors = (columns, other)
+    return (
+        not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        and all(t.dtype == torch.float64 and t.device.type == "cpu" for t in tensors)
+        and columns.dim() == 2
+        and other.dim() <= 2
+        and columns.numel() > 0
+        and columns.mT.is_contiguous()
+    )
+
+
 def identity_plus_low_rank(features: Tensor, weights: Tensor) -> Tensor:
     """``I + F diag(w) F'``.
 
@@ -225,6 +296,8 @@ def identity_plus_low_rank(features: Tensor, weights: Tensor) -> Tensor:
     >>> identity_plus_low_rank(torch.ones(1, 2), torch.tensor([1.0, 2.0]))
     tensor([[4.]])
     """
+    if weights.dim() == 1 and _in_place(features, weights) and bool((weights >= 0).all()):
+        return _rows.identity_plus_gram(features.mT, weights)
     product = (features * weights.unsqueeze(-2)) @ features.mT
     return product + torch.eye(features.shape[-2], dtype=features.dtype, device=features.device)
 

@@ -1,5 +1,6 @@
-"""Our own entries: ``gpvi.GPRegressor`` with a kernel, an approximation and, on the ladder, a
-number of iterations. Nothing else is set, so that what is measured is what a user gets."""
+"""Our own entries: the estimators of ``gpvi`` with a kernel, an approximation and, on the ladder, a
+number of iterations; the float32 entries also name the precision. Nothing else is set, so that what
+is measured is what a user gets."""
 
 from __future__ import annotations
 
@@ -12,27 +13,50 @@ import gpvi
 
 __all__ = ["Exact", "Inducing"]
 
+ESTIMATORS = {
+    "regression": gpvi.GPRegressor,
+    "binary": gpvi.GPClassifier,
+    "counts": gpvi.GPCountRegressor,
+}
+
 
 class _Estimator:
-    def __init__(self, seed: int, **settings: Any) -> None:
-        self.settings: dict[str, Any] = {"kernel": "matern52", **settings}
+    def __init__(self, seed: int, dtype: str | None, max_iter: int | None, **settings: Any) -> None:
+        self._named: dict[str, Any] = {"kernel": "matern52", **settings}
+        if dtype is not None:
+            self._named["dtype"] = dtype
+        if max_iter is not None:
+            self._named["max_iter"] = max_iter
+        self.settings: dict[str, Any] = {"dtype": "float64"} | self._named
         self._seed = seed
 
+    def _fitted(self, split: Split, **changes: Any) -> Any:
+        model = ESTIMATORS[split.kind](**self._named | changes, random_state=self._seed)
+        return model.fit(split.train_inputs, split.train_targets)
+
     def warm_up(self, split: Split, num_inducing: int) -> None:
-        settings = self.settings | {"max_iter": 2}
-        if "num_inducing" in settings:
-            settings["num_inducing"] = num_inducing
-        model = gpvi.GPRegressor(**settings, random_state=self._seed)
-        model.fit(split.train_inputs, split.train_targets)
-        model.predict(split.test_inputs, return_std=True)
+        changes = {"num_inducing": num_inducing} if "num_inducing" in self._named else {}
+        self._model = self._fitted(split, max_iter=2, **changes)
+        if split.kind == "regression":
+            self.predict(split.test_inputs)
+        elif split.kind == "binary":
+            self.predict_proba(split.test_inputs)
+        else:
+            self.predict_counts(split.test_inputs, split.test_targets)
 
     def fit(self, split: Split) -> None:
-        self._model = gpvi.GPRegressor(**self.settings, random_state=self._seed)
-        self._model.fit(split.train_inputs, split.train_targets)
+        self._model = self._fitted(split)
 
     def predict(self, inputs: Array) -> tuple[Array, Array]:
         mean, deviation = self._model.predict(inputs, return_std=True)
         return np.asarray(mean), np.asarray(deviation) ** 2
+
+    def predict_proba(self, inputs: Array) -> Array:
+        return np.asarray(self._model.predict_proba(inputs)[:, 1])
+
+    def predict_counts(self, inputs: Array, counts: Array) -> tuple[Array, Array]:
+        rate = self._model.predict(inputs)
+        return np.asarray(rate), np.asarray(self._model.log_predictive_density(inputs, counts))
 
     def objective(self, split: Split) -> float | None:
         return float(self._model.elbo_)
@@ -41,14 +65,14 @@ class _Estimator:
 class Inducing(_Estimator):
     """Inducing points; ``max_iter`` is left to the estimator unless given."""
 
-    def __init__(self, seed: int, num_inducing: int, max_iter: int | None = None) -> None:
-        rung = {} if max_iter is None else {"max_iter": max_iter}
-        super().__init__(seed, approximation="inducing", num_inducing=num_inducing, **rung)
+    def __init__(
+        self, seed: int, num_inducing: int, dtype: str | None = None, max_iter: int | None = None
+    ) -> None:
+        super().__init__(seed, dtype, max_iter, approximation="inducing", num_inducing=num_inducing)
 
 
 class Exact(_Estimator):
-    """The exact posterior, for small data sets."""
+    """No inducing points, for small data sets."""
 
-    def __init__(self, seed: int, max_iter: int | None = None) -> None:
-        rung = {} if max_iter is None else {"max_iter": max_iter}
-        super().__init__(seed, approximation="exact", **rung)
+    def __init__(self, seed: int, dtype: str | None = None, max_iter: int | None = None) -> None:
+        super().__init__(seed, dtype, max_iter, approximation="exact")

@@ -1,11 +1,13 @@
 """GPyTorch: stochastic variational GP by Adam, the same by natural gradients, and SGPR.
 
-All run in float32, the library's default; inducing points start at mini-batch k-means centres.
+All run in float32, the library's default, unless told otherwise; inducing points start at mini-batch
+k-means centres.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import gpytorch
 import numpy as np
@@ -15,29 +17,35 @@ from splits import Array, Split
 
 __all__ = ["Collapsed", "NaturalVariational", "Variational"]
 
+Latent: TypeAlias = gpytorch.distributions.MultivariateNormal
+
 CHUNK = 4096
 """Rows predicted or scored at a time."""
 
 
-def _kernel(num_inputs: int) -> gpytorch.kernels.Kernel:
+def _kernel(num_inputs: int, lengthscale: float) -> gpytorch.kernels.Kernel:
     base = gpytorch.kernels.MaternKernel(nu=2.5, ard_num_dims=num_inputs)
-    base.lengthscale = 1.0
+    base.lengthscale = lengthscale
     return gpytorch.kernels.ScaleKernel(base)
 
 
-def _likelihood() -> gpytorch.likelihoods.GaussianLikelihood:
+def _likelihood(kind: str) -> gpytorch.likelihoods.Likelihood:
+    if kind == "binary":
+        return gpytorch.likelihoods.BernoulliLikelihood()
+    if kind == "counts":
+        return gpytorch.likelihoods.PoissonLikelihood()
     likelihood = gpytorch.likelihoods.GaussianLikelihood()
     likelihood.noise = 0.1
     return likelihood
 
 
-def _centres(inputs: Array, num_inducing: int, seed: int) -> torch.Tensor:
+def _centres(inputs: Array, num_inducing: int, seed: int) -> Array:
     means = MiniBatchKMeans(num_inducing, random_state=seed, n_init=1, batch_size=CHUNK)
-    return torch.as_tensor(means.fit(inputs).cluster_centers_, dtype=torch.float32)
+    return np.asarray(means.fit(inputs).cluster_centers_)
 
 
 class _VariationalModel(gpytorch.models.ApproximateGP):
-    def __init__(self, inducing: torch.Tensor, natural: bool) -> None:
+    def __init__(self, inducing: torch.Tensor, natural: bool, lengthscale: float) -> None:
         variational = gpytorch.variational
         family = (
             variational.NaturalVariationalDistribution
@@ -50,7 +58,7 @@ class _VariationalModel(gpytorch.models.ApproximateGP):
             )
         )
         self.mean_module = gpytorch.means.ConstantMean()
-        self.covar_module = _kernel(inducing.shape[-1])
+        self.covar_module = _kernel(inducing.shape[-1], lengthscale)
 
     def forward(self, inputs: torch.Tensor) -> gpytorch.distributions.MultivariateNormal:
         return gpytorch.distributions.MultivariateNormal(
@@ -65,11 +73,12 @@ class _CollapsedModel(gpytorch.models.ExactGP):
         targets: torch.Tensor,
         likelihood: gpytorch.likelihoods.GaussianLikelihood,
         inducing: torch.Tensor,
+        lengthscale: float,
     ) -> None:
         super().__init__(inputs, targets, likelihood)
         self.mean_module = gpytorch.means.ConstantMean()
         self.covar_module = gpytorch.kernels.InducingPointKernel(
-            _kernel(inputs.shape[-1]), inducing, likelihood
+            _kernel(inputs.shape[-1], lengthscale), inducing, likelihood
         )
 
     def forward(self, inputs: torch.Tensor) -> gpytorch.distributions.MultivariateNormal:
@@ -79,51 +88,86 @@ class _CollapsedModel(gpytorch.models.ExactGP):
 
 
 class _GPyTorch:
-    """What the three share: float32 tensors and prediction in chunks."""
+    """What the three share: tensors of one precision and prediction in chunks."""
 
     settings: dict[str, Any]
     _model: gpytorch.models.GP
-    _likelihood: gpytorch.likelihoods.GaussianLikelihood
+    _likelihood: gpytorch.likelihoods.Likelihood
 
-    def __init__(self, seed: int, num_inducing: int, steps: int, **settings: Any) -> None:
+    def __init__(
+        self,
+        seed: int,
+        num_inducing: int,
+        steps: int,
+        learning_rate: float,
+        lengthscale: float = 1.0,
+        dtype: str = "float32",
+    ) -> None:
         torch.set_num_threads(1)
-        self.settings = {"num_inducing": num_inducing, "steps": steps, "dtype": "float32"}
-        self.settings |= settings
+        # Parameters of its modules are made in the default precision.
+        torch.set_default_dtype(getattr(torch, dtype))
+        self.settings = {
+            "num_inducing": num_inducing,
+            "steps": steps,
+            "learning_rate": learning_rate,
+            "lengthscale": lengthscale,
+            "dtype": dtype,
+        }
         self._seed = seed
 
     def _train(self, split: Split, num_inducing: int, steps: int) -> None:
         raise NotImplementedError
 
+    def _tensor(self, values: Array) -> torch.Tensor:
+        return torch.as_tensor(values, dtype=getattr(torch, self.settings["dtype"]))
+
     def warm_up(self, split: Split, num_inducing: int) -> None:
         self._train(split, num_inducing, steps=2)
-        self.predict(split.test_inputs)
+        self._collected(split.test_inputs, lambda latent: (latent.mean, latent.variance))
 
     def fit(self, split: Split) -> None:
         self._train(split, self.settings["num_inducing"], self.settings["steps"])
 
-    def predict(self, inputs: Array) -> tuple[Array, Array]:
+    def _collected(
+        self, inputs: Array, function: Callable[[Latent], tuple[torch.Tensor, ...]]
+    ) -> tuple[Array, ...]:
+        """What ``function`` makes of the latent prediction, for some rows at a time."""
         self._model.eval()
         self._likelihood.eval()
-        means, variances = [], []
         with torch.no_grad():
-            for rows in torch.as_tensor(inputs, dtype=torch.float32).split(CHUNK):
-                predictive = self._likelihood(self._model(rows))
-                means.append(predictive.mean)
-                variances.append(predictive.variance)
-        return torch.cat(means).double().numpy(), torch.cat(variances).double().numpy()
+            pieces = [function(self._model(rows)) for rows in self._tensor(inputs).split(CHUNK)]
+        return tuple(torch.cat(columns).double().numpy() for columns in zip(*pieces, strict=True))
+
+    def predict(self, inputs: Array) -> tuple[Array, Array]:
+        def moments(latent: Latent) -> tuple[torch.Tensor, ...]:
+            predictive = self._likelihood(latent)
+            return predictive.mean, predictive.variance
+
+        mean, variance = self._collected(inputs, moments)
+        return mean, variance
 
 
 class Variational(_GPyTorch):
-    """Minibatch SVGP: Adam on everything, learning rate cut tenfold at 75 % and at 90 %."""
+    """Minibatch SVGP: Adam on everything, learning rate cut tenfold at 75 % and at 90 %.
+
+    Labels have a probit link; the rate of counts is the softplus of the latent function, as the
+    library has it.
+    """
 
     natural = False
 
     def __init__(
-        self, seed: int, num_inducing: int, steps: int, batch_size: int, learning_rate: float
+        self,
+        seed: int,
+        num_inducing: int,
+        steps: int,
+        batch_size: int,
+        learning_rate: float,
+        lengthscale: float = 1.0,
+        dtype: str = "float32",
     ) -> None:
-        super().__init__(
-            seed, num_inducing, steps, batch_size=batch_size, learning_rate=learning_rate
-        )
+        super().__init__(seed, num_inducing, steps, learning_rate, lengthscale, dtype)
+        self.settings["batch_size"] = batch_size
 
     def _optimisers(self, num_data: int) -> list[torch.optim.Optimizer]:
         parameters = [*self._model.parameters(), *self._likelihood.parameters()]
@@ -131,10 +175,10 @@ class Variational(_GPyTorch):
 
     def _train(self, split: Split, num_inducing: int, steps: int) -> None:
         torch.manual_seed(self._seed)
-        inputs = torch.as_tensor(split.train_inputs, dtype=torch.float32)
-        targets = torch.as_tensor(split.train_targets, dtype=torch.float32)
-        centres = _centres(split.train_inputs, num_inducing, self._seed)
-        self._model, self._likelihood = _VariationalModel(centres, self.natural), _likelihood()
+        inputs, targets = self._tensor(split.train_inputs), self._tensor(split.train_targets)
+        centres = self._tensor(_centres(split.train_inputs, num_inducing, self._seed))
+        self._model = _VariationalModel(centres, self.natural, self.settings["lengthscale"])
+        self._likelihood = _likelihood(split.kind)
         bound = gpytorch.mlls.VariationalELBO(self._likelihood, self._model, len(targets))
         optimisers = self._optimisers(len(targets))
         schedule = torch.optim.lr_scheduler.MultiStepLR(
@@ -156,10 +200,23 @@ class Variational(_GPyTorch):
                 if done == steps:
                     break
 
+    def predict_proba(self, inputs: Array) -> Array:
+        (probability,) = self._collected(inputs, lambda latent: (self._likelihood(latent).mean,))
+        return probability
+
+    def predict_counts(self, inputs: Array, counts: Array) -> tuple[Array, Array]:
+        remaining = iter(self._tensor(counts).split(CHUNK))
+
+        def rate_and_density(latent: Latent) -> tuple[torch.Tensor, ...]:
+            rate = self._likelihood.quadrature(lambda f: self._likelihood.forward(f).mean, latent)
+            return rate, self._likelihood.log_marginal(next(remaining), latent)
+
+        rate, log_density = self._collected(inputs, rate_and_density)
+        return rate, log_density
+
     def objective(self, split: Split) -> float | None:
         self._model.train()
-        inputs = torch.as_tensor(split.train_inputs, dtype=torch.float32)
-        targets = torch.as_tensor(split.train_targets, dtype=torch.float32)
+        inputs, targets = self._tensor(split.train_inputs), self._tensor(split.train_targets)
         total = 0.0
         with torch.no_grad():
             for rows, values in zip(inputs.split(CHUNK), targets.split(CHUNK), strict=True):
@@ -202,15 +259,16 @@ class Collapsed(_GPyTorch):
     """SGPR (collapsed bound) through ``InducingPointKernel``, full-batch Adam."""
 
     def __init__(self, seed: int, num_inducing: int, steps: int, learning_rate: float) -> None:
-        super().__init__(seed, num_inducing, steps, learning_rate=learning_rate)
+        super().__init__(seed, num_inducing, steps, learning_rate)
 
     def _train(self, split: Split, num_inducing: int, steps: int) -> None:
         torch.manual_seed(self._seed)
-        inputs = torch.as_tensor(split.train_inputs, dtype=torch.float32)
-        targets = torch.as_tensor(split.train_targets, dtype=torch.float32)
-        centres = _centres(split.train_inputs, num_inducing, self._seed)
-        self._likelihood = _likelihood()
-        self._model = _CollapsedModel(inputs, targets, self._likelihood, centres)
+        inputs, targets = self._tensor(split.train_inputs), self._tensor(split.train_targets)
+        centres = self._tensor(_centres(split.train_inputs, num_inducing, self._seed))
+        self._likelihood = _likelihood(split.kind)
+        self._model = _CollapsedModel(
+            inputs, targets, self._likelihood, centres, self.settings["lengthscale"]
+        )
         bound = gpytorch.mlls.ExactMarginalLogLikelihood(self._likelihood, self._model)
         optimiser = torch.optim.Adam(self._model.parameters(), lr=self.settings["learning_rate"])
         self._model.train()

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 __all__ = [
     "DEFAULT_LADDER",
+    "KINDS",
     "OURS",
     "PEERS",
     "TASKS",
+    "Kind",
     "Option",
     "PeerSpec",
     "TaskSpec",
@@ -21,8 +24,12 @@ __all__ = [
 ]
 
 Option = int | float | str
+Kind = Literal["regression", "binary", "counts"]
 
-OURS = ("gpvi-inducing", "gpvi-exact")
+KINDS: tuple[Kind, ...] = ("regression", "binary", "counts")
+"""Kinds of targets: real numbers, labels 0 and 1, and counts."""
+
+OURS = ("gpvi-inducing", "gpvi-exact", "gpvi-inducing-float32", "gpvi-exact-float32")
 """Names of our own entries, which are fitted once for every rung of the iteration ladder."""
 
 DEFAULT_LADDER = ("0", "5", "10", "15", "20", "30", "40", "default")
@@ -31,25 +38,40 @@ DEFAULT_LADDER = ("0", "5", "10", "15", "20", "30", "40", "default")
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A regression data set: the stem of its file, and the inducing points of sparse models."""
+    """A data set: where it is, what its targets are, and what all models are given for it.
 
-    file: str
+    ``source`` is the stem of a file, or ``sklearn:NAME`` for what scikit-learn ships. Times of events
+    are counted in ``bins`` equal bins from the first event to the last. ``lengthscale`` is where the
+    lengthscales of the peers start, in units of the standardised inputs; None is their own start, one.
+    """
+
+    source: str
     num_inducing: int
     large: bool
     default: bool = True
+    kind: Kind = "regression"
+    bins: int | None = None
+    lengthscale: float | None = None
 
 
 @dataclass(frozen=True)
 class PeerSpec:
-    """Where the code of a peer is, which library it needs, and its settings by task size."""
+    """Where the code of a peer is, which library it needs, and its settings.
+
+    ``small_options`` hold on tasks that are not large, ``kind_options`` on tasks of a kind; later ones
+    win. ``starts`` says that the peer takes the starting lengthscale of the task.
+    """
 
     module: str
     factory: str
     library: str
     options: Mapping[str, Option] = field(default_factory=dict)
     small_options: Mapping[str, Option] = field(default_factory=dict)
+    kind_options: Mapping[Kind, Mapping[str, Option]] = field(default_factory=dict)
+    kinds: tuple[Kind, ...] = ("regression",)
     sparse: bool = True
     large: bool = True
+    starts: bool = False
 
 
 TASKS: dict[str, TaskSpec] = {
@@ -60,16 +82,50 @@ TASKS: dict[str, TaskSpec] = {
     "airfoil": TaskSpec("airfoil", 200, large=False),
     "energy": TaskSpec("energy", 200, large=False),
     "yacht": TaskSpec("yacht", 200, large=False),
+    "banana": TaskSpec("banana", 128, large=True, kind="binary", lengthscale=1.0),
+    "ionosphere": TaskSpec("ionosphere", 100, large=False, kind="binary", lengthscale=5.0),
+    "breast_cancer": TaskSpec(
+        "sklearn:breast_cancer", 100, large=False, kind="binary", lengthscale=5.0
+    ),
+    "coal": TaskSpec("coal", 100, large=False, kind="counts", bins=333, lengthscale=0.15),
+    "aircraft": TaskSpec("aircraft", 100, large=False, kind="counts", bins=1181, lengthscale=0.15),
 }
 
+_NOT_GAUSSIAN: tuple[Kind, ...] = ("binary", "counts")
+_SVGP_GAUSSIAN = {"steps": 600, "batch_size": 1024, "learning_rate": 0.03}
+_SVGP = {"steps": 300, "batch_size": 1024, "learning_rate": 0.03}
+
 PEERS: dict[str, PeerSpec] = {
-    "gpvi-inducing": PeerSpec("peer_gpvi", "Inducing", "gpvi"),
-    "gpvi-exact": PeerSpec("peer_gpvi", "Exact", "gpvi", sparse=False, large=False),
+    "gpvi-inducing": PeerSpec("peer_gpvi", "Inducing", "gpvi", kinds=KINDS),
+    "gpvi-exact": PeerSpec("peer_gpvi", "Exact", "gpvi", kinds=KINDS, sparse=False, large=False),
+    "gpvi-inducing-float32": PeerSpec(
+        "peer_gpvi", "Inducing", "gpvi", {"dtype": "float32"}, kinds=_NOT_GAUSSIAN
+    ),
+    "gpvi-exact-float32": PeerSpec(
+        "peer_gpvi",
+        "Exact",
+        "gpvi",
+        {"dtype": "float32"},
+        kinds=_NOT_GAUSSIAN,
+        sparse=False,
+        large=False,
+    ),
     "gpytorch-svgp": PeerSpec(
         "peer_gpytorch",
         "Variational",
         "gpytorch",
-        {"steps": 600, "batch_size": 1024, "learning_rate": 0.03},
+        _SVGP_GAUSSIAN,
+        kind_options={"binary": _SVGP, "counts": _SVGP},
+        kinds=KINDS,
+        starts=True,
+    ),
+    "gpytorch-svgp-float64": PeerSpec(
+        "peer_gpytorch",
+        "Variational",
+        "gpytorch",
+        {**_SVGP, "dtype": "float64"},
+        kinds=_NOT_GAUSSIAN,
+        starts=True,
     ),
     "gpytorch-svgp-ng": PeerSpec(
         "peer_gpytorch",
@@ -83,20 +139,53 @@ PEERS: dict[str, PeerSpec] = {
     "gpflow-sgpr": PeerSpec(
         "peer_gpflow", "Collapsed", "gpflow", {"max_iter": 12}, {"max_iter": 100}
     ),
+    "gpflow-svgp": PeerSpec(
+        "peer_gpflow", "Variational", "gpflow", _SVGP, kinds=_NOT_GAUSSIAN, starts=True
+    ),
+    "gpflow-svgp-float32": PeerSpec(
+        "peer_gpflow",
+        "Variational",
+        "gpflow",
+        {**_SVGP, "dtype": "float32"},
+        kinds=_NOT_GAUSSIAN,
+        starts=True,
+    ),
+    "gpflow-vgp": PeerSpec(
+        "peer_gpflow",
+        "Full",
+        "gpflow",
+        {"max_iter": 100},
+        kinds=_NOT_GAUSSIAN,
+        sparse=False,
+        large=False,
+        starts=True,
+    ),
     "gpboost-vecchia": PeerSpec(
         "peer_gpboost",
         "Vecchia",
         "gpboost",
         {"max_iter": 10, "num_neighbors": 20, "matern_shape": 1.5},
         {"max_iter": 1000},
+        {"binary": {"max_iter": 1000}, "counts": {"max_iter": 1000}},
+        kinds=KINDS,
         sparse=False,
     ),
     "sklearn-gpr": PeerSpec("peer_sklearn", "Exact", "sklearn", sparse=False, large=False),
+    "sklearn-gpc": PeerSpec(
+        "peer_sklearn",
+        "Laplace",
+        "sklearn",
+        kinds=("binary",),
+        sparse=False,
+        large=False,
+        starts=True,
+    ),
 }
 
 
 def options_for(peer: str, task: str, overrides: Mapping[str, Option]) -> dict[str, Option]:
-    """Settings of one peer on one task: defaults, then those for small tasks, then the user's.
+    """Settings of one peer on one task: defaults, those for small tasks and for the kind of targets,
+    then the user's.
 
     Raises
     ------
@@ -107,6 +196,7 @@ def options_for(peer: str, task: str, overrides: Mapping[str, Option]) -> dict[s
     options = dict(peer_spec.options)
     if not task_spec.large:
         options.update(peer_spec.small_options)
+    options.update(peer_spec.kind_options.get(task_spec.kind, {}))
     unknown = sorted(set(overrides) - set(options))
     if unknown:
         raise ValueError(
@@ -115,4 +205,6 @@ def options_for(peer: str, task: str, overrides: Mapping[str, Option]) -> dict[s
     options.update(overrides)
     if peer_spec.sparse:
         options["num_inducing"] = task_spec.num_inducing
+    if peer_spec.starts and task_spec.lengthscale is not None:
+        options["lengthscale"] = task_spec.lengthscale
     return options

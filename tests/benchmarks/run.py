@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from registry import DEFAULT_LADDER, OURS, PEERS, TASKS, Option, options_for
+from registry import DEFAULT_LADDER, KINDS, OURS, PEERS, TASKS, Option, options_for
 from table import render, summarise
 
 __all__ = ["Job", "plan_jobs", "run_job"]
@@ -54,13 +54,20 @@ def plan_jobs(
     seeds: Sequence[int],
     ladder: Sequence[str],
     overrides: Mapping[str, Mapping[str, Option]],
+    seeds_for: Mapping[tuple[str, str | None], Sequence[int]] | None = None,
 ) -> list[Job]:
-    """All measurements, seeds outermost, so that a drift of the machine hits every peer alike."""
+    """All measurements, seeds outermost, so that a drift of the machine hits every peer alike.
+
+    ``seeds_for`` names the seeds of one peer, on one task or (None) on all; the others are left out.
+    """
     jobs = []
+    fewer = seeds_for or {}
     for seed in seeds:
         for task in tasks:
             for peer in peers:
-                if TASKS[task].large and not PEERS[peer].large:
+                if not _applies(peer, task):
+                    continue
+                if seed not in fewer.get((peer, task), fewer.get((peer, None), seeds)):
                     continue
                 options = options_for(peer, task, overrides.get(peer, {}))
                 rungs: list[dict[str, Option]] = [{}]
@@ -68,6 +75,11 @@ def plan_jobs(
                     rungs = [{} if k == "default" else {"max_iter": int(k)} for k in ladder]
                 jobs += [Job(peer, task, seed, options | rung) for rung in rungs]
     return jobs
+
+
+def _applies(peer: str, task: str) -> bool:
+    peer_spec, task_spec = PEERS[peer], TASKS[task]
+    return task_spec.kind in peer_spec.kinds and (peer_spec.large or not task_spec.large)
 
 
 def run_job(
@@ -128,6 +140,27 @@ def _names(text: str, allowed: Iterable[str], kind: str) -> list[str]:
     return names
 
 
+def _tasks(text: str) -> list[str]:
+    """Names of tasks; a kind stands for its default tasks."""
+    names: list[str] = []
+    for name in _names(text, [*TASKS, *KINDS], "tasks"):
+        of_kind = [task for task, spec in TASKS.items() if spec.kind == name and spec.default]
+        names += of_kind or [name]
+    return list(dict.fromkeys(names))
+
+
+def _seeds(text: str) -> list[int]:
+    return [int(seed) for seed in text.split(",")]
+
+
+def _fewer_seeds(text: str) -> tuple[tuple[str, str | None], list[int]]:
+    name, _, seeds = text.partition("=")
+    peer, _, task = name.partition("@")
+    if peer not in PEERS or (task and task not in TASKS) or not seeds:
+        raise argparse.ArgumentTypeError(f"want PEER[@TASK]=SEEDS or =none, not {text!r}")
+    return (peer, task or None), [] if seeds == "none" else _seeds(seeds)
+
+
 def _rung(text: str) -> str:
     if text != "default" and not text.isdigit():
         raise argparse.ArgumentTypeError(f"a rung is a number or 'default', not {text!r}")
@@ -165,14 +198,21 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of the .npz files")
     parser.add_argument(
         "--tasks",
-        type=lambda text: _names(text, TASKS, "tasks"),
+        type=_tasks,
         default=[name for name, spec in TASKS.items() if spec.default],
+        help="names of tasks, or of kinds: regression, binary, counts",
     )
     parser.add_argument(
         "--peers", type=lambda text: _names(text, PEERS, "peers"), default=list(PEERS)
     )
+    parser.add_argument("--seeds", type=_seeds, default=[0, 1, 2])
     parser.add_argument(
-        "--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2]
+        "--seeds-for",
+        type=_fewer_seeds,
+        action="append",
+        default=[],
+        metavar="PEER[@TASK]=SEEDS",
+        help="which of the seeds a slow peer runs, or none",
     )
     parser.add_argument(
         "--ladder",
@@ -217,7 +257,14 @@ def main() -> None:
     overrides: dict[str, dict[str, Option]] = {}
     for peer, option, value in arguments.set:
         overrides.setdefault(peer, {})[option] = value
-    jobs = plan_jobs(arguments.tasks, arguments.peers, arguments.seeds, arguments.ladder, overrides)
+    jobs = plan_jobs(
+        arguments.tasks,
+        arguments.peers,
+        arguments.seeds,
+        arguments.ladder,
+        overrides,
+        dict(arguments.seeds_for),
+    )
     earlier = {
         row_key(row["peer"], row["task"], row["seed"], row["options"]): row
         for row in read_rows(arguments.merge)

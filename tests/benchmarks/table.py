@@ -6,7 +6,8 @@ For each peer and seed the target is the peer's final NLPD. Our own entries are 
 scratch once per value of ``max_iter``; the time to reach the target is the fit time of the
 cheapest of these fits whose NLPD is at or below the target, without interpolation between them.
 The ratio divides it by the fit time of the peer. A seed whose target no fit reaches counts as
-infinite, so a median over seeds is finite only if more than half of them get there.
+infinite, so a median over seeds is finite only if more than half of them get there. Our float64
+entries are compared with every peer, our float32 entries with the peers that ran in float32.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ Row = Mapping[str, Any]
 MEASURES = (
     "n",
     "rmse",
+    "error_rate",
     "nlpd",
     "objective",
     "fit_cpu_s",
@@ -34,6 +36,14 @@ MEASURES = (
     "predict_cpu_s",
     "peak_mb",
 )
+
+
+ERRORS = {
+    "regression": ("RMSE", "rmse"),
+    "binary": ("error rate", "error_rate"),
+    "counts": ("RMSE of the rate", "rmse"),
+}
+"""Heading and measure of the column beside the NLPD, by kind of targets."""
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
@@ -68,8 +78,9 @@ def _medians(group: Sequence[Row]) -> dict[str, Any]:
     first = group[0]
     entry: dict[str, Any] = {key: first[key] for key in ("task", "peer", "options")}
     entry |= {"label": _label(first), "ok": len(good), "runs": len(group)}
+    entry["precision"] = _precision(good[0]) if good else None
     for measure in MEASURES:
-        values = [row[measure] for row in good if row[measure] is not None]
+        values = [row[measure] for row in good if row.get(measure) is not None]
         entry[measure] = median(values) if values else None
     # Compiled code is cached within a run: only the first fit pays, so the largest is the cost.
     entry["compile_s"] = max((row["compile_s"] for row in good), default=None)
@@ -82,6 +93,12 @@ def _label(row: Row) -> str:
     if row["peer"] not in OURS:
         return str(row["peer"])
     return f"{row['peer']}, max_iter={row['options'].get('max_iter', 'default')}"
+
+
+def _precision(row: Row) -> str | None:
+    """What the peer said it computed in; rows written by early versions do not tell."""
+    precision = row.get("settings", {}).get("dtype")
+    return None if precision is None else str(precision)
 
 
 def time_to_reach(fits: Iterable[tuple[float, float]], target: float) -> tuple[float, bool]:
@@ -114,6 +131,8 @@ def _ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for group in _grouped([row for row in good if row["peer"] not in OURS]):
         task, peer = group[0]["task"], group[0]["peer"]
         for ours in OURS:
+            if ours.endswith("float32") and _precision(group[0]) != "float32":
+                continue
             per_seed = []
             for row in group:
                 fits = [
@@ -130,6 +149,7 @@ def _ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
                         "task": task,
                         "peer": peer,
                         "options": group[0]["options"],
+                        "precision": _precision(group[0]),
                         "ours": ours,
                         "target_nlpd": median(row["nlpd"] for row in group),
                         "peer_fit_cpu_s": median(row["fit_cpu_s"] for row in group),
@@ -149,27 +169,38 @@ def _finite(value: float) -> float | None:
 
 
 def render(summary: Mapping[str, Any]) -> str:
-    """Markdown of a summary."""
-    order = {task: position for position, task in enumerate(TASKS)}
-    medians = sorted(
-        summary["medians"],
-        key=lambda e: (order[e["task"]], e["nlpd"] is None, e["nlpd"] or 0.0, e["label"]),
-    )
+    """Markdown of a summary, one section per task."""
     lines = [
         f"Medians over seeds {', '.join(map(str, summary['seeds']))}; one core, one thread; CPU "
-        "seconds (wall in brackets); RMSE and NLPD in original target units.",
+        "seconds (wall in brackets); NLPD is the mean negative log predictive density (of real "
+        "targets, in original units) or probability (of labels and counts) of the held-out rows.",
+    ]
+    for task in TASKS:
+        medians = [entry for entry in summary["medians"] if entry["task"] == task]
+        if medians:
+            ratios = [entry for entry in summary["ratios"] if entry["task"] == task]
+            lines += ["", *_section(task, medians, ratios)]
+    lines += ["", *_provenance(summary)]
+    return "\n".join(lines) + "\n"
+
+
+def _section(task: str, medians: Sequence[Row], ratios: Sequence[Row]) -> list[str]:
+    spec = TASKS[task]
+    title, measure = ERRORS[spec.kind]
+    lines = [
+        f"## {task} ({spec.kind})",
         "",
-        "| task | peer | n | RMSE | NLPD | ELBO or log-ML | fit CPU s (wall) | predict CPU s "
-        "| compile CPU s | MB | runs ok |",
+        f"| peer | precision | n | {title} | NLPD | ELBO or log-ML | fit CPU s (wall) "
+        "| predict CPU s | compile CPU s | MB | runs ok |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for entry in medians:
+    for entry in sorted(medians, key=lambda e: (e["nlpd"] is None, e["nlpd"] or 0.0, e["label"])):
         fit = f"{_number(entry['fit_cpu_s'], 3)} ({_number(entry['fit_wall_s'], 3)})"
         cells = [
-            entry["task"],
             entry["label"],
+            entry["precision"] or "-",
             _number(entry["n"], 6),
-            _number(entry["rmse"], 4),
+            _number(entry[measure], 4),
             _number(entry["nlpd"], 4),
             _number(entry["objective"], 6),
             fit if entry["ok"] else "-",
@@ -182,26 +213,24 @@ def render(summary: Mapping[str, Any]) -> str:
     failed = [entry for entry in medians if entry["failures"]]
     if failed:
         lines += ["", "Runs without a result:", ""]
-        lines += [f"- {e['task']}, {e['label']}: {'; '.join(e['failures'])}" for e in failed]
-    if summary["ratios"]:
-        lines += ["", *_ratio_lines(summary["ratios"], order)]
-    lines += ["", *_provenance(summary)]
-    return "\n".join(lines) + "\n"
+        lines += [f"- {e['label']}: {'; '.join(e['failures'])}" for e in failed]
+    return lines + (["", *_ratio_lines(ratios)] if ratios else [])
 
 
-def _ratio_lines(ratios: Sequence[Row], order: Mapping[str, int]) -> list[str]:
+def _ratio_lines(ratios: Sequence[Row]) -> list[str]:
     lines = [
         "Our fit time to reach the final NLPD of a peer, over the fit time of that peer "
-        "(CPU seconds, median of per-seed ratios; below one we are faster).",
+        "(CPU seconds, median of per-seed ratios; below one we are faster):",
         "",
-        "| task | peer | its NLPD | its fit s | ours | our fit s | ratio | seeds reached (stay) |",
+        "| peer | precision | its NLPD | its fit s | ours | our fit s | ratio "
+        "| seeds reached (stay) |",
         "|---|---|--:|--:|---|--:|--:|--:|",
     ]
-    for entry in sorted(ratios, key=lambda e: (order[e["task"]], e["ours"], e["target_nlpd"])):
+    for entry in sorted(ratios, key=lambda e: (OURS.index(e["ours"]), e["target_nlpd"])):
         ratio = "not reached" if entry["ratio"] is None else _number(entry["ratio"], 3)
         cells = [
-            entry["task"],
             entry["peer"],
+            entry["precision"] or "-",
             _number(entry["target_nlpd"], 4),
             _number(entry["peer_fit_cpu_s"], 3),
             entry["ours"],

@@ -1,5 +1,6 @@
 """The arithmetic behind the benchmark table, on made-up rows: nothing is fitted here."""
 
+import argparse
 import importlib
 import json
 import math
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 HERE = Path(__file__).resolve().parent
 
@@ -182,20 +184,103 @@ def test_overrides_are_checked_and_small_tasks_have_their_own_settings(load):
         registry.options_for("gpytorch-svgp", "elevators", {"stpes": 3})
 
 
+def test_peers_run_where_their_kind_of_model_applies(load):
+    registry, run = load("registry"), load("run")
+    jobs = run.plan_jobs(list(registry.TASKS), list(registry.PEERS), [0], ["default"], {})
+    by_task = {task: {job.peer for job in jobs if job.task == task} for task in registry.TASKS}
+    assert "sklearn-gpc" in by_task["ionosphere"] and "sklearn-gpr" not in by_task["ionosphere"]
+    assert "gpflow-vgp" not in by_task["banana"] and "gpvi-exact" not in by_task["banana"]
+    assert not any(peer.endswith(("float32", "float64")) for peer in by_task["elevators"])
+    assert {"gpvi-exact-float32", "gpflow-svgp-float32"} <= by_task["coal"]
+    assert all(len(peers) > 4 for peers in by_task.values())
+
+
+def test_settings_follow_the_kind_of_targets(load):
+    options_for = load("registry").options_for
+    assert options_for("gpytorch-svgp", "elevators", {})["steps"] == 600
+    assert options_for("gpytorch-svgp", "banana", {})["steps"] == 300
+    assert options_for("gpytorch-svgp", "banana", {"steps": 9})["steps"] == 9
+    assert options_for("gpboost-vecchia", "banana", {})["max_iter"] == 1000
+    assert options_for("gpflow-vgp", "coal", {})["lengthscale"] == 0.15
+    assert "lengthscale" not in options_for("gpytorch-svgp", "elevators", {})
+    assert options_for("gpvi-inducing-float32", "banana", {}) == {
+        "dtype": "float32",
+        "num_inducing": 128,
+    }
+
+
+def test_slow_peers_may_run_fewer_seeds(load):
+    run = load("run")
+    fewer = dict(
+        [run._fewer_seeds("sklearn-gpc=0,2"), run._fewer_seeds("sklearn-gpc@ionosphere=1")]
+    )
+    tasks, peers = ["ionosphere", "breast_cancer"], ["sklearn-gpc", "gpflow-vgp"]
+    jobs = run.plan_jobs(tasks, peers, [0, 1, 2], ["default"], {}, fewer)
+    seeds = {}
+    for job in jobs:
+        seeds.setdefault((job.peer, job.task), []).append(job.seed)
+    assert seeds == {
+        ("sklearn-gpc", "ionosphere"): [1],
+        ("sklearn-gpc", "breast_cancer"): [0, 2],
+        ("gpflow-vgp", "ionosphere"): [0, 1, 2],
+        ("gpflow-vgp", "breast_cancer"): [0, 1, 2],
+    }
+    assert run._fewer_seeds("gpflow-vgp@aircraft=none") == (("gpflow-vgp", "aircraft"), [])
+    with pytest.raises(argparse.ArgumentTypeError, match=r"PEER\[@TASK\]"):
+        run._fewer_seeds("sklearn-gpc@nowhere=0")
+
+
+def test_a_kind_stands_for_its_tasks(load):
+    run = load("run")
+    assert run._tasks("coal,binary") == ["coal", "banana", "ionosphere", "breast_cancer"]
+    assert "kin40k" not in run._tasks("regression")
+    with pytest.raises(argparse.ArgumentTypeError, match="bananas"):
+        run._tasks("bananas")
+
+
+def test_float32_entries_are_compared_with_float32_peers_only(load):
+    rows = []
+    for name, dtype in (("gpflow-svgp", "float64"), ("gpytorch-svgp", "float32")):
+        rows.append(row(name, 0, 0.25, 8.0) | {"settings": {"dtype": dtype}})
+    for name, dtype in (("gpvi-inducing", "float64"), ("gpvi-inducing-float32", "float32")):
+        rows.append(row(name, 0, 0.24, 1.0) | {"settings": {"dtype": dtype}})
+    ratios = load("table").summarise(rows)["ratios"]
+    assert {(entry["ours"], entry["peer"], entry["precision"]) for entry in ratios} == {
+        ("gpvi-inducing", "gpflow-svgp", "float64"),
+        ("gpvi-inducing", "gpytorch-svgp", "float32"),
+        ("gpvi-inducing-float32", "gpytorch-svgp", "float32"),
+    }
+
+
+def test_one_section_per_task_with_the_error_that_its_targets_have(load):
+    binary = row("gpflow-svgp", 0, 0.25, 8.0) | {"task": "banana", "error_rate": 0.125}
+    del binary["rmse"]
+    counts = row("gpflow-vgp", 0, 0.75, 8.0) | {"task": "coal", "rmse": 0.6875}
+    table = load("table")
+    text = table.render(table.summarise([counts, binary, row("sklearn-gpr", 0, -0.5, 3.0)]))
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
+    assert titles == ["## elevators (regression)", "## banana (binary)", "## coal (counts)"]
+    _, elevators, banana, coal = text.split("## ")
+    assert "| RMSE | NLPD |" in elevators
+    assert "| error rate | NLPD |" in banana and "| 0.125 | 0.25 |" in banana
+    assert "| RMSE of the rate | NLPD |" in coal and "| 0.6875 | 0.75 |" in coal
+
+
 def test_every_peer_has_its_file_and_every_peer_file_its_peer(load):
     modules = {spec.module for spec in load("registry").PEERS.values()}
     assert modules == {file.stem for file in HERE.glob("peer_*.py")}
 
 
 def test_split_standardises_by_training_rows_and_scores_in_original_units(load, tmp_path):
-    splits = load("splits")
+    splits, scoring = load("splits"), load("scoring")
+    task = load("registry").TaskSpec("toy", 5, large=False)
     rng = np.random.default_rng(0)
     inputs, targets = rng.normal(3.0, 2.0, (40, 3)), rng.normal(-5.0, 4.0, 40)
     inputs[:, 2] = 7.0
     masks = np.zeros((40, 2), bool)
     masks[:10, 0], masks[10:20, 1] = True, True
     np.savez(tmp_path / "toy.npz", X=inputs, y=targets, n=40, test_mask=np.packbits(masks, axis=0))
-    split = splits.load_split(tmp_path / "toy.npz", 1)
+    split = splits.load_split(task, tmp_path, 1)
     np.testing.assert_allclose(split.train_inputs[:, :2].mean(0), 0.0, atol=1e-12)
     np.testing.assert_allclose(split.train_inputs[:, :2].std(0), 1.0)
     np.testing.assert_allclose(split.test_inputs[:, 2], 0.0)
@@ -204,13 +289,87 @@ def test_split_standardises_by_training_rows_and_scores_in_original_units(load, 
         split.train_targets * split.target_scale + split.target_mean,
         np.delete(targets, range(10, 20)),
     )
-    scored = splits.scores(split, np.zeros(10), np.ones(10))
+    scored = scoring.scores(split, np.zeros(10), np.ones(10))
     train_mean, train_scale = split.target_mean, split.target_scale
     residual = targets[10:20] - train_mean
     assert scored["rmse"] == pytest.approx(np.sqrt(np.mean(residual**2)))
     density = -0.5 * (residual / train_scale) ** 2 - np.log(train_scale * np.sqrt(2 * np.pi))
     assert scored["nlpd"] == pytest.approx(-density.mean())
     with pytest.raises(ValueError, match="not positive"):
-        splits.scores(split, np.zeros(10), np.zeros(10))
+        scoring.scores(split, np.zeros(10), np.zeros(10))
     with pytest.raises(ValueError, match="test masks 0 to 1"):
-        splits.load_split(tmp_path / "toy.npz", 2)
+        splits.load_split(task, tmp_path, 2)
+
+
+def test_labels_are_held_out_at_random_by_seed_and_stay_labels(load, tmp_path):
+    splits, spec = load("splits"), load("registry").TaskSpec
+    rng = np.random.default_rng(0)
+    inputs, labels = rng.normal(3.0, 2.0, (50, 2)), rng.integers(0, 2, 50)
+    np.savez(tmp_path / "toy.npz", X=inputs, y=labels)
+    task = spec("toy", 5, large=False, kind="binary")
+    first, again, other = (splits.load_split(task, tmp_path, seed) for seed in (0, 0, 1))
+    assert first.test_targets.shape == (5,)
+    assert set(np.concatenate([first.train_targets, first.test_targets])) == {0.0, 1.0}
+    assert first.train_targets.sum() + first.test_targets.sum() == labels.sum()
+    np.testing.assert_array_equal(first.test_inputs, again.test_inputs)
+    assert not np.array_equal(first.test_inputs, other.test_inputs)
+    np.testing.assert_allclose(first.train_inputs.mean(0), 0.0, atol=1e-12)
+    shipped = spec("sklearn:breast_cancer", 5, large=False, kind="binary")
+    assert splits.load_split(shipped, tmp_path, 0).train_inputs.shape == (513, 30)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        np.array([0.0, 0.5, 1.5, 4.0]),
+        np.array(["1999-12-31", "2000-01-01", "2000-01-03", "2000-01-08"]),
+    ],
+)
+def test_events_are_counted_in_equal_bins(load, tmp_path, times):
+    np.savez(tmp_path / "events.npz", t=times)
+    task = load("registry").TaskSpec("events", 5, large=False, kind="counts", bins=4)
+    inputs, counts = load("splits")._load_counts(task, tmp_path)
+    np.testing.assert_array_equal(counts, [2, 1, 0, 1])
+    np.testing.assert_allclose(np.diff(inputs[:, 0]), np.ptp(inputs) / 3)
+
+
+def test_scores_of_labels(load):
+    split = load("splits").synthetic_split(60, 2, "binary")
+    scores = load("scoring").scores
+    sure = scores(split, split.test_targets)
+    assert sure["error_rate"] == 0.0 and sure["nlpd"] == pytest.approx(0.0, abs=1e-9)
+    undecided = scores(split, np.full(50, 0.5))
+    assert undecided["nlpd"] == pytest.approx(np.log(2))
+    wrong = scores(split, 1 - split.test_targets)
+    assert wrong["error_rate"] == 1.0 and wrong["nlpd"] == pytest.approx(12 * np.log(10))
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        scores(split, np.full(50, 1.1))
+    with pytest.raises(ValueError, match="not finite"):
+        scores(split, np.full(50, np.nan))
+    with pytest.raises(ValueError, match="shape"):
+        scores(split, np.full(49, 0.5))
+
+
+def test_scores_of_counts(load):
+    split = load("splits").synthetic_split(60, 2, "counts")
+    scoring = load("scoring")
+    rate = np.full(50, 2.0)
+    scored = scoring.scores(split, rate, np.full(50, -1.5))
+    assert scored["nlpd"] == 1.5
+    assert scored["rmse"] == pytest.approx(np.sqrt(np.mean((split.test_targets - 2.0) ** 2)))
+    with pytest.raises(ValueError, match="above one"):
+        scoring.scores(split, rate, np.full(50, 0.5))
+    with pytest.raises(ValueError, match="rate is not positive"):
+        scoring.scores(split, -rate, np.full(50, -1.5))
+
+
+def test_poisson_log_density_agrees_with_sums_and_samples(load):
+    density = load("scoring").poisson_log_density
+    counts = np.arange(40.0)
+    mean, variance = np.full(40, 0.3), np.full(40, 0.4)
+    assert np.exp(density(mean, variance, counts)).sum() == pytest.approx(1.0, abs=1e-4)
+    certain = density(mean, np.zeros(40), counts)
+    np.testing.assert_allclose(certain, stats.poisson.logpmf(counts, np.exp(0.3)), atol=1e-9)
+    samples = np.exp(0.3 + np.sqrt(0.4) * np.random.default_rng(0).standard_normal(200_000))
+    expected = np.log(stats.poisson.pmf(2, samples).mean())
+    assert density(mean, variance, counts)[2] == pytest.approx(expected, abs=5e-3)

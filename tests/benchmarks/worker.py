@@ -21,16 +21,21 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from registry import PEERS, TASKS
-from splits import Array, Split, load_split, scores, synthetic_split
+from scoring import scores
+from splits import Array, Split, load_split, synthetic_split
 
-__all__ = ["Peer", "measure"]
+__all__ = ["BinaryPeer", "CountPeer", "Peer", "RegressionPeer", "measure"]
 
 WARM_UP_ROWS = 300
 WARM_UP_INDUCING = 32
 
 
 class Peer(Protocol):
-    """What the worker asks of a peer. Its constructor imports the library (not timed)."""
+    """What the worker asks of every peer; ``settings["dtype"]`` names its precision.
+
+    Its file imports the library and its constructor gets the seed and the options (neither timed).
+    Predictions are asked for by one of the protocols below, as the targets of the task need it.
+    """
 
     settings: dict[str, Any]
 
@@ -40,11 +45,29 @@ class Peer(Protocol):
     def fit(self, split: Split) -> None:
         """Fit to the training rows, initialisation included."""
 
+    def objective(self, split: Split) -> float | None:
+        """Final ELBO or log marginal likelihood of the training targets (not timed)."""
+
+
+class RegressionPeer(Peer, Protocol):
+    """A peer for real targets."""
+
     def predict(self, inputs: Array) -> tuple[Array, Array]:
         """Predictive mean and variance of the noisy standardised target."""
 
-    def objective(self, split: Split) -> float | None:
-        """Final ELBO or log marginal likelihood of the standardised targets (not timed)."""
+
+class BinaryPeer(Peer, Protocol):
+    """A peer for labels 0 and 1."""
+
+    def predict_proba(self, inputs: Array) -> Array:
+        """Predictive probability of label 1."""
+
+
+class CountPeer(Peer, Protocol):
+    """A peer for counts."""
+
+    def predict_counts(self, inputs: Array, counts: Array) -> tuple[Array, Array]:
+        """Mean of the predictive distribution, and its log probability of the counts given."""
 
 
 class Stopwatch:
@@ -86,19 +109,19 @@ def measure(peer: str, task: str, seed: int, data: Path, options: dict[str, Any]
 
 def _run(peer: str, task: str, seed: int, data: Path, options: dict[str, Any]) -> dict[str, Any]:
     spec = PEERS[peer]
-    split = load_split(data / f"{TASKS[task].file}.npz", seed)
-    model: Peer = getattr(importlib.import_module(spec.module), spec.factory)(seed, **options)
-    warm_up_split = synthetic_split(WARM_UP_ROWS, split.train_inputs.shape[1])
+    split = load_split(TASKS[task], data, seed)
+    model = getattr(importlib.import_module(spec.module), spec.factory)(seed, **options)
+    warm_up_split = synthetic_split(WARM_UP_ROWS, split.train_inputs.shape[1], split.kind)
     with Stopwatch() as warm_up:
         model.warm_up(warm_up_split, WARM_UP_INDUCING)
     with Stopwatch() as fit:
         model.fit(split)
     with Stopwatch() as predict:
-        mean, variance = model.predict(split.test_inputs)
+        prediction = _prediction(model, split)
     peak_mb = _peak_mb()
     return {
         "n": len(split.train_targets),
-        **scores(split, mean, variance),
+        **scores(split, *prediction),
         "objective": model.objective(split),
         "fit_cpu_s": fit.cpu,
         "fit_wall_s": fit.wall,
@@ -107,6 +130,14 @@ def _run(peer: str, task: str, seed: int, data: Path, options: dict[str, Any]) -
         "peak_mb": peak_mb,
         "settings": model.settings,
     }
+
+
+def _prediction(model: Any, split: Split) -> tuple[Array, ...]:
+    if split.kind == "binary":
+        return (model.predict_proba(split.test_inputs),)
+    if split.kind == "counts":
+        return tuple(model.predict_counts(split.test_inputs, split.test_targets))
+    return tuple(model.predict(split.test_inputs))
 
 
 def _peak_mb() -> float:

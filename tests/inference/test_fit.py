@@ -164,7 +164,7 @@ class TestWarmStart:
     def run(self, size: int, **options) -> tuple[FitResult, GaussianProcess]:
         x, y = data(size)
         gp = process()
-        settings = {"num_rows": 50, "num_inducing": 20, "max_evaluations": 15} | options
+        settings = {"num_rows": 50, "num_inducing": 8, "max_evaluations": 15} | options
         result = fit(
             gp,
             InducingPoints(15),
@@ -188,6 +188,11 @@ class TestWarmStart:
             "full batch",
         }
         assert sum(stage == "warm start" for stage in stages) <= 17
+
+    def test_only_where_it_saves_work(self):
+        """With few inducing points an evaluation on all rows costs less than one on the subset."""
+        costly, _ = self.run(150, num_inducing=20)
+        assert {record.stage for record in costly.history} == {"full batch"}
 
     def test_improves_the_first_full_evaluation(self):
         x, y = data(200)
@@ -264,7 +269,7 @@ class TestWarmStart:
             x,
             y,
             generator=seeded(),
-            warm_start=WarmStart(num_rows=50),
+            warm_start=WarmStart(num_rows=50, num_inducing=8),
             callbacks=[lambda record: record.evaluation == 3],
         )
         assert len(result.history) == 3 and result.stopped and not result.converged

@@ -12,9 +12,10 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from gpvi.approximations import Exact, GaussianProcess, InducingPoints
-from gpvi.exceptions import NotPositiveDefiniteError, NumericalError
-from gpvi.inference import FitProblem, FitRecord, maximize
+from gpvi.exceptions import ConvergenceWarning, NotPositiveDefiniteError, NumericalError
+from gpvi.inference import FitProblem, FitRecord, fit, initialize_hyperparameters, maximize
 from gpvi.inference.coordinates import Curvature
+from gpvi.kernels import parse_kernel
 from gpvi.likelihoods import BernoulliLikelihood, GaussianLikelihood, as_likelihood
 
 GENERATOR = np.random.default_rng(3)
@@ -275,3 +276,27 @@ def test_box_keeps_scales_within_a_million():
     assert ascent.converged
     assert start * math.exp(-14.001) <= gp.kernel.outputscale.item() < 1e-2
     assert isinstance(likelihood, gpytorch.likelihoods.Likelihood)
+
+
+class TestEdgeOfTheRange:
+    """Targets far from the scale of the starting values."""
+
+    @pytest.mark.parametrize("scale", [10.0, 1e2])
+    def test_a_steep_start_is_not_leapt_over(self, scale):
+        plain, scaled = (edge_fit(factor) for factor in (1.0, scale))
+        assert scaled.objective + 80 * math.log(scale) == pytest.approx(plain.objective, abs=0.5)
+
+    def test_the_edge_is_no_optimum(self):
+        with pytest.warns(ConvergenceWarning, match="edge of the range"):
+            result = edge_fit(1e6)
+        assert not result.converged
+
+
+def edge_fit(scale):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(80, 2, generator=generator, dtype=torch.float64)
+    noise = torch.randn(80, generator=generator, dtype=torch.float64)
+    y = scale * ((6 * x[:, 0]).sin() + x[:, 1] + 0.1 * noise)
+    gp, likelihood = GaussianProcess(parse_kernel("matern52", 2)), GaussianLikelihood()
+    initialize_hyperparameters(gp, likelihood, x, y, torch.Generator().manual_seed(0))
+    return fit(gp, Exact(), likelihood, x, y, generator=torch.Generator().manual_seed(0))

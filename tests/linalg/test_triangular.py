@@ -10,7 +10,9 @@ from gpvi.linalg import (
     identity_plus_congruence,
     identity_plus_low_rank,
     log_det_from_cholesky,
+    lower_sum_of_squares,
     mat_vec,
+    multiply_lower,
     solve_lower,
     solve_lower_transposed,
     solve_lower_transposed_vec,
@@ -134,3 +136,33 @@ def test_single_precision_stays():
 def test_non_negative_weights_need_no_jitter(weights):
     matrix = identity_plus_low_rank(randn(SIZE, 3), torch.tensor(weights, dtype=torch.float64))
     assert float(torch.linalg.eigvalsh(matrix).min()) >= 1.0 - 1e-9 * (1.0 + max(weights))
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_products_over_rows(in_place):
+    """BLAS in place serves matrices whose columns are contiguous; any other gets the same result."""
+    generator = torch.Generator().manual_seed(4)
+    rows = torch.randn(700, 6, generator=generator, dtype=torch.float64)
+    matrix = rows.mT if in_place else rows.mT.contiguous()
+    factor = torch.randn(6, 6, generator=generator, dtype=torch.float64).tril()
+    before = matrix.clone()
+    torch.testing.assert_close(multiply_lower(factor, matrix), factor @ matrix)
+    torch.testing.assert_close(multiply_lower(factor, matrix, transposed=True), factor.mT @ matrix)
+    torch.testing.assert_close(
+        lower_sum_of_squares(factor, matrix), (factor @ matrix).square().sum(0)
+    )
+    for weights in (rows[:, 0].abs(), rows[:, 0]):
+        expected = torch.eye(6).double() + (matrix * weights) @ matrix.mT
+        torch.testing.assert_close(identity_plus_low_rank(matrix, weights), expected)
+    assert torch.equal(matrix, before)
+
+
+def test_products_over_rows_keep_the_graph():
+    rows = torch.randn(9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    factor = torch.eye(3).double().requires_grad_()
+    assert multiply_lower(factor, rows.mT).requires_grad
+    assert lower_sum_of_squares(factor, rows.mT).requires_grad
+    weights = torch.ones(9).double().requires_grad_()
+    assert identity_plus_low_rank(rows.mT, weights).requires_grad
+    with torch.no_grad():
+        assert not lower_sum_of_squares(factor, rows.mT).requires_grad
