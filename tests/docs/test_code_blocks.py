@@ -1,6 +1,8 @@
-"""The Python blocks of README and quickstart run as they are printed, one page in one namespace."""
+"""The Python blocks of README and the docs run as they are printed, one page in one namespace."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,19 @@ def python_blocks(page: Path) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, match.start(1)), match.group(1)) for match in found]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+PAGES = ("README.md", "docs/quickstart.md", "docs/choosing.md", "docs/troubleshooting.md")
+
+# These register kernels, classes and likelihoods, which must not reach other tests.
+PAGES_APART = ("docs/extending.md", "docs/coming_from.md")
+
+
+def test_no_page_is_left_out(source_root: Path) -> None:
+    pages = [source_root / "README.md", *sorted((source_root / "docs").glob("*.md"))]
+    with_code = {str(page.relative_to(source_root)) for page in pages if python_blocks(page)}
+    assert with_code == {*PAGES, *PAGES_APART}
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_blocks_run(
     page: str, source_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -24,6 +38,16 @@ def test_blocks_run(
     for first_line, code in blocks:
         # Blank lines in front make the line numbers of a traceback those of the page.
         exec(compile("\n" * first_line + code, page, "exec"), namespace)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES_APART)
+def test_blocks_run_in_a_process_of_their_own(page: str, source_root: Path, tmp_path: Path) -> None:
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(code for _, code in python_blocks(source_root / page)))
+    command = [sys.executable, "-W", "error", "-W", "ignore:`torch.jit", str(script)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 def test_readme_example_is_short(source_root: Path) -> None:
