@@ -101,21 +101,21 @@ def refuse_both(
         (replaced(X, (3, 1), np.nan), r"X of GP\w+ holds 1 NaN .*first \(NaN\) in row 3, column 1"),
         (replaced(X, (4, 0), np.inf), r"first \(inf\) in row 4, column 0"),
         (replaced(X, (slice(5), 0), -np.inf), r"holds 5 NaN or inf"),
-        (X[:, 0], r"1D array|2D array"),
-        (X[None], r"dim 3|3D|shape"),
-        (X[:20], r"20, 30|\[20, 30\]"),
+        (X[:, 0], r"has shape \(30,\).*Reshape"),
+        (X[None], r"has shape \(1, 30, 2\)"),
+        (X[:20], r"30 values for 20 rows"),
         (X[:1], r"1 sample"),
         (X[:0], r"0 sample|no rows"),
         (X[:, :0], r"0 feature"),
-        (X + 1j, r"[Cc]omplex"),
+        (X + 1j, r"Complex data not supported: X of"),
         (scipy.sparse.csr_array(X), r"[Ss]parse"),
         (X.astype(str).astype(object) + "a", r"could not convert"),
         (replaced(X, (0, 0), {}, object), r"dict"),
         (np.array([["a", "b"]] * 30), r"could not convert"),
-        (None, r"NoneType|None|array"),
-        (3.0, r"array"),
-        ([[1.0, 2.0], [3.0]], r"inhomogeneous|shape"),
-        (X.astype("datetime64[s]"), r"datetime64|convert|promote"),
+        (None, r"shape \(\)"),
+        (3.0, r"shape \(\)"),
+        ([[1.0, 2.0], [3.0]], r"inhomogeneous"),
+        (X.astype("datetime64[s]"), r"dates or times \(datetime64"),
     ],
     ids=lambda value: None if isinstance(value, str) else "",
 )
@@ -133,7 +133,7 @@ def test_inputs(fitted: dict[type, Any], cls: type, bad: Any, match: str) -> Non
         (replaced(X, (3, 1), np.nan), r"row 3, column 1"),
         (X[:, :1], r"1 feature"),
         (np.hstack([X, X]), r"4 features"),
-        (X[:, 0], r"1D array"),
+        (X[:, 0], r"shape \(30,\).*Reshape your data"),
         (X[:0], r"0 sample"),
         (scipy.sparse.csr_array(X), r"[Ss]parse"),
     ],
@@ -163,7 +163,7 @@ class TestTargets:
             (replaced(F, 7, np.inf), r"1 infinite \(inf\) value.*row 7"),
             (np.full(30, np.nan), r"30 NaN"),
             (np.column_stack([F, F]), r"y should be a 1d array.*\(30, 2\)"),
-            (F[:20], r"30, 20|\[30, 20\]"),
+            (F[:20], r"20 values for 30 rows"),
             (F + 1j, r"complex"),
             (np.array(["a"] * 30), r"not numeric"),
             (replaced(F, 2, None, object), r"NaN value|not numeric"),
@@ -185,7 +185,7 @@ class TestTargets:
             (F, r"Unknown label type: continuous"),
             (np.where(F > 0, np.inf, 0.0), r"inf"),
             (np.full(30, "up"), r"one class only \('up'\).*at least two classes"),
-            (TARGETS[GPClassifier][:20], r"30, 20|\[30, 20\]"),
+            (TARGETS[GPClassifier][:20], r"20 values for 30 rows"),
             (np.eye(30)[:, :2], r"y should be a 1d array"),
             (None, r"y"),
         ],
@@ -234,7 +234,7 @@ class TestTargets:
         for bad in (F[:3], np.column_stack([F, F]), ["a"] * 30):
             with pytest.raises(InputError):
                 fitted[GPRegressor].log_predictive_density(X, bad)
-        with pytest.raises(InputError, match="-1"):
+        with pytest.raises(InputError, match=r"negative.*-1"):
             fitted[GPCountRegressor].log_predictive_density(X, np.full(30, -1.0))
 
 
@@ -251,7 +251,7 @@ class TestRowExtras:
             (np.ones(20), r"shape \(20,\) for 30 rows"),
             (np.ones((30, 1)), r"shape \(30, 1\)"),
             (["a"] * 30, r"not numeric"),
-            (np.ones(30) + 1j, r"not numeric|complex"),
+            (np.ones(30) + 1j, r"complex"),
         ],
         ids=lambda value: None if isinstance(value, str) else "",
     )

@@ -72,3 +72,23 @@ def test_vector_and_identity():
 def test_pickle():
     map = pickle.loads(pickle.dumps(Standardizer.fit(np.eye(3))))
     assert map(np.eye(3)).shape == (3, 3)
+
+
+def test_weights_are_repeated_rows():
+    generator = np.random.default_rng(0)
+    values, weights = generator.normal(size=(20, 2)), generator.integers(1, 5, size=20)
+    weighted = Standardizer.fit(values, weights=weights)
+    repeated = Standardizer.fit(np.repeat(values, weights, axis=0))
+    assert np.allclose(weighted.offset, repeated.offset, rtol=1e-12)
+    assert np.allclose(weighted.scale, repeated.scale, rtol=1e-12)
+
+
+def test_skipped_columns_stay_and_do_not_enter_a_common_scale():
+    values = np.random.default_rng(0).normal(5.0, [1.0, 1e6, 3.0], size=(40, 3))
+    skip = np.array([False, True, False])
+    map = Standardizer.fit(values, skip=skip)
+    assert np.array_equal(map(values)[:, 1], values[:, 1])
+    common = Standardizer.fit(values, skip=skip, common_scale=True)
+    assert np.array_equal(common(values)[:, 1], values[:, 1])
+    assert common.scale[0] == common.scale[2] < 10.0
+    assert np.allclose(common.inverse(common(values)), values)

@@ -48,7 +48,7 @@ def expected_failures(estimator: BaseEstimator) -> dict[str, str]:
     [
         GPRegressor(max_iter=3),
         GPRegressor(approximation="inducing", num_inducing=10, max_iter=2),
-        GPClassifier(max_iter=2),
+        GPClassifier(max_iter=1),
         GPCountRegressor(max_iter=2),
     ],
     expected_failed_checks=expected_failures,
@@ -64,12 +64,11 @@ def test_checks(estimator: BaseEstimator, check: Any) -> None:
         GPRegressor(likelihood="student_t", max_iter=2),
         GPRegressor(optimizer=None),
         GPRegressor(optimizer="adam", max_iter=2),
-        GPRegressor(dtype="float32", max_iter=2),
         GPRegressor(num_restarts=1, max_iter=1),
         GPClassifier(approximation="inducing", num_inducing=10, max_iter=2),
         GPClassifier(**MINIBATCH),
         GPCountRegressor(approximation="inducing", num_inducing=10, max_iter=2),
-        GPCountRegressor(**MINIBATCH),
+        GPCountRegressor(**MINIBATCH | {"max_iter": 40, "learning_rate": 0.1}),
     ],
     expected_failed_checks=expected_failures,
 )
@@ -243,14 +242,12 @@ class TestRouting:
         assert search.best_estimator_.elbo_ == pytest.approx(direct.elbo_, rel=1e-9)
 
     def test_exposure_through_cross_validation(self) -> None:
-        X, y = data(GPCountRegressor)
+        X, _ = data(GPCountRegressor)
         exposure = np.linspace(1.0, 20.0, 50)
         y = np.random.default_rng(1).poisson(exposure * 3.0)
-        model = GPCountRegressor(max_iter=3, random_state=0)
-        plain = cross_val_predict(model, X, y, cv=2)
-        model.set_fit_request(exposure=True).set_predict_request(exposure=True)
-        routed = cross_val_predict(model, X, y, cv=2, params={"exposure": exposure})
-        assert np.mean((routed - y) ** 2) < 0.3 * np.mean((plain - y) ** 2)
+        model = GPCountRegressor(max_iter=5, random_state=0).set_fit_request(exposure=True)
+        rates = cross_val_predict(model, X, y, cv=2, params={"exposure": exposure})
+        assert np.abs(rates - 3.0).max() < 1.0
         model.set_score_request(exposure=True)
         scores = cross_val_score(model, X, y, cv=2, params={"exposure": exposure})
         assert np.isfinite(scores).all()
