@@ -419,8 +419,9 @@ def _model(
     try:
         with torch.no_grad():
             cavity = posterior.leave_one_out()
-    except (InputError, UnsupportedError):
-        # Minibatch fits and white processes have no sites of single rows.
+    except (InputError, UnsupportedError, NumericalError):
+        # Minibatch fits and white processes have no sites of single rows, and a row that is known from its
+        # own target alone has no cavity.
         pass
     return FittedModel(
         posterior=posterior.compact(),

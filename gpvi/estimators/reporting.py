@@ -140,8 +140,8 @@ def leave_one_out_classes(model: FittedModel, name: str, num_classes: int) -> Le
 def _cavity(model: FittedModel, name: str) -> Marginals:
     if model.cavity is None:
         raise UnsupportedError(
-            f"leave_one_out and this fit of {name}: it keeps no trace of single rows (minibatches do not); "
-            "fit without batch_size, or use cross-validation."
+            f"leave_one_out and this fit of {name}: it keeps no trace of single rows (minibatches do not), "
+            "or one of them has no prediction from the others; fit without batch_size, or cross-validate."
         )
     return model.cavity
 

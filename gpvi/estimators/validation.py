@@ -303,11 +303,12 @@ def check_number(name: str, value: object, low: float, high: float) -> float:
     InputError
         If it is none, or out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not low < value < high:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not low < float(value) < high:  # type: ignore[arg-type]
         raise InputError(
             f"{name} is {value!r}; it must be a number strictly between {low:g} and {high:g}."
         )
-    return float(value)
+    return float(value)  # type: ignore[arg-type]
 
 
 def check_levels(levels: object) -> list[float]:

@@ -214,9 +214,9 @@ def fit(
                 started=started,
             )
             result = loop.fit()
-    if warm is not None and warm.stopped:
-        result = replace(result, message=warm.message, stopped=True)
-    warn_about(result, max_iter)
+        if warm is not None and warm.stopped:
+            result = replace(result, message=warm.message, stopped=True)
+        warn_about(result, max_iter)
     return result
 
 

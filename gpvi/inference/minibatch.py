@@ -34,6 +34,7 @@ _MAX_FAILURES = 10
 _PATIENCE = 5
 # Rows at a time when all of them are scored: every chunk factorises Kzz anew.
 _SCORED_ROWS = 4_096
+_START_ROWS = 256
 _STAGE = "minibatch"
 
 # Prefix of the last good state in a checkpoint.
@@ -120,9 +121,14 @@ class Minibatcher:
             With the posterior on the tied sites.
         """
         converged, message = self.run()
+        objective = self.objective()
+        if not math.isfinite(objective) and self._good:
+            # No batch has scored the last step yet.
+            self._assign(self._good)
+            objective = self.objective()
         return FitResult(
             self.posterior(),
-            self.objective(),
+            objective,
             self.step,
             converged,
             message,
@@ -142,6 +148,8 @@ class Minibatcher:
             Why it stopped.
         """
         self._restore()
+        if self.sites is None:
+            self._start()
         while self.step < self.num_steps and not self.stopped:
             rows = self._next_rows()
             current = self._snapshot()
@@ -235,16 +243,8 @@ class Minibatcher:
 
     def _update_sites(self, posterior: Posterior, batch: FitProblem) -> None:
         log_v, weights = self.log_v, batch.weights
-
-        def term(moments: Marginals) -> Tensor:
-            return data_term(
-                batch.likelihood, batch.y, moments, weights=weights, log_v=log_v, **batch.rows
-            )
-
         marginals = posterior.marginals()
-        fresh = dual(term, marginals, min_precision=0.0)
-        with torch.no_grad():
-            target = (self.num_rows / batch.num_rows) * posterior.prior.tie(fresh)
+        target = self._target(posterior, batch, marginals, log_v)
         rate = self.damping * max(self.natural_step_size * self._decay(), 1.0 / (self.step + 2.0))
         sites = self._tied(posterior.prior).lerp(target, rate)
         if not bool(torch.isfinite(sites.lam1).all() and torch.isfinite(sites.lam2).all()):
@@ -255,6 +255,40 @@ class Minibatcher:
                 batch.likelihood, batch.y, marginals, weights=weights, **batch.rows
             )
             self.log_v = torch.lerp(log_v, best, rate)
+
+    def _target(
+        self, posterior: Posterior, batch: FitProblem, moments: Marginals, log_v: Tensor | None
+    ) -> Sites:
+        """Tied sites of a batch, scaled up to all rows, from duals at given moments."""
+
+        def term(q: Marginals) -> Tensor:
+            return data_term(
+                batch.likelihood, batch.y, q, weights=batch.weights, log_v=log_v, **batch.rows
+            )
+
+        fresh = dual(term, moments, min_precision=0.0)
+        with torch.no_grad():
+            return (self.num_rows / batch.num_rows) * posterior.prior.tie(fresh)
+
+    def _start(self) -> None:
+        """First sites at a rough guess near the targets: from the prior the first steps may overshoot."""
+        size = min(self.num_rows, max(self.batch_size, _START_ROWS))
+        chosen = torch.randperm(
+            self.num_rows, generator=self.generator, device=self.generator.device
+        )
+        batch = self.problem.take(chosen[:size].cpu())
+        rows = batch.rows if batch.weights is None else {**batch.rows, "weights": batch.weights}
+        guess = batch.likelihood.initial_latent(batch.y, **rows)
+        if guess is None or batch.likelihood.num_latents > 1:
+            return
+        posterior = self._condition(batch)
+        marginals = posterior.marginals()
+        near = Marginals(
+            guess.expand_as(marginals.mean).to(marginals.mean), 0.01 * marginals.explained.detach()
+        )
+        sites = self._target(posterior, batch, near, None)
+        if bool(torch.isfinite(sites.lam1).all() and torch.isfinite(sites.lam2).all()):
+            self.sites = sites
 
     def _decay(self) -> float:
         left = (self.num_steps - self.step) / (0.3 * self.num_steps)

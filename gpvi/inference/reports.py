@@ -1,13 +1,16 @@
 """Warnings about a finished fit: what a user should not have to find out alone."""
 
 from gpvi._warnings import warn
-from gpvi.exceptions import ConvergenceWarning, PriorCollapseWarning
+from gpvi.exceptions import ConvergenceWarning, NumericalError, PriorCollapseWarning
 from gpvi.inference.records import FitResult
 
 __all__ = ["warn_about"]
 
 # KL(q || prior) below this many nats: q has learned nothing.
 _COLLAPSED = 1e-3
+
+# A KL may be below zero by this much of the objective.
+_ROUNDING = 1e-3
 
 
 def warn_about(result: FitResult, max_iter: int) -> None:
@@ -19,6 +22,11 @@ def warn_about(result: FitResult, max_iter: int) -> None:
         Of the fit.
     max_iter : int
         The iterations that were allowed; with none, nothing was meant to converge.
+
+    Raises
+    ------
+    NumericalError
+        If q is no proper posterior any more.
     """
     if max_iter and not (result.converged or result.stopped):
         advice = f"; raise max_iter (now {max_iter})" if result.num_iterations >= max_iter else ""
@@ -27,6 +35,11 @@ def warn_about(result: FitResult, max_iter: int) -> None:
             ConvergenceWarning,
         )
     kl = float(result.posterior.kl().sum())
+    if kl < -_ROUNDING * (1.0 + abs(result.objective)):
+        raise NumericalError(
+            f"KL(q || prior) is {kl:.3g} nats and cannot be negative: rounding errors have taken over. Use "
+            "float64, standardise the data, or bound the noise from below."
+        )
     if kl < _COLLAPSED:
         warn(
             f"q(f) is practically the prior (KL {kl:.1e} nats): the data explain nothing under this "

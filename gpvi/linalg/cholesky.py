@@ -115,6 +115,8 @@ def safe_cholesky(
     work = matrix.double() if matrix.dtype == torch.float32 else matrix
     if scale is None:
         scale = work.diagonal(dim1=-2, dim2=-1).mean(-1)
+        # Of a zero matrix jitter has no scale to be relative to.
+        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     scale = scale.to(work.dtype).expand(work.shape[:-2])
     if jitter:
         work = _add_to_diagonal(work, jitter * scale)

@@ -13,6 +13,7 @@ from torch import Tensor
 from gpvi.approximations import GaussianProcess, InducingPoints, Sites
 from gpvi.exceptions import ConvergenceWarning, NotPositiveDefiniteError, NumericalError
 from gpvi.inference import FitProblem, FitRecord, Minibatcher, cvi, data_term, dual, fit
+from gpvi.kernels import parse_kernel
 from gpvi.likelihoods import (
     BernoulliLikelihood,
     GaussianLikelihood,
@@ -384,3 +385,25 @@ class TestFit:
         with pytest.warns(ConvergenceWarning):
             self.run(GaussianLikelihood(), Y, 20, max_iter=30, checkpoint=tmp_path / "fit")
         assert written == [str(tmp_path / "fit")] * 4
+
+
+def test_large_counts_do_not_run_away():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(30, 1, generator=generator, dtype=torch.float64)
+    y = torch.poisson(1e6 * (1.0 + x[:, 0]), generator=generator)
+    gp = GaussianProcess(parse_kernel("matern52", 1))  # mean zero: the rate starts at one
+    with pytest.warns(ConvergenceWarning):
+        result = fit(
+            gp,
+            InducingPoints(10),
+            PoissonLikelihood(),
+            x,
+            y,
+            batch_size=1,
+            max_iter=3,
+            generator=generator,
+        )
+    prediction = result.posterior.predict(x)
+    assert math.isfinite(result.objective)
+    assert bool(((prediction.mean - y.log()).abs() < 3.0).all())
+    assert bool(torch.isfinite(prediction.variance).all())
