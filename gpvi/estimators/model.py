@@ -18,6 +18,7 @@ from gpvi.likelihoods import (
     observation_covariance,
     sample_observations,
 )
+from gpvi.linalg import mat_vec
 
 __all__ = ["FittedModel"]
 
@@ -242,9 +243,15 @@ class FittedModel:
             In the units of y.
         """
         extras = self._extras(rows, slice(None), len(X))
+        mean, covariance = self._joint(X)
         with torch.no_grad():
-            draw = self.posterior.rsample((num_samples,), self.inputs(X), "joint", generator)
-            values = draw.values if self.num_latents == 1 else draw.values.mT
+            # An eigenvalue root needs no jitter where noise-free rows repeat.
+            eigenvalues, vectors = torch.linalg.eigh(covariance)
+            root = vectors * eigenvalues.clamp_min(0.0).sqrt().unsqueeze(-2)
+            shape = (num_samples, *mean.shape)
+            noise = torch.randn(shape, generator=generator, dtype=torch.float64).to(mean)
+            values = mean + mat_vec(root, noise)
+            values = values if self.num_latents == 1 else values.mT
             y = sample_observations(self.observation, values, generator, **extras)
         return self.y_map.inverse(_array(y))
 
