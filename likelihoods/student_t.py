@@ -141,6 +141,8 @@ class StudentTLikelihood(ClosedFormStudentT):
         Shape of a batch of independent parameters, each `[*batch_shape, 1]`.
     num_nodes : int
         Number of Gauss-Hermite nodes of predictive log densities.
+    min_scale : float
+        Lower bound of s; the default suits standardised targets.
 
     Attributes
     ----------
@@ -168,10 +170,11 @@ class StudentTLikelihood(ClosedFormStudentT):
         learn_scale: bool = True,
         batch_shape: torch.Size = torch.Size(),  # noqa: B008
         num_nodes: int = 32,
+        min_scale: float = 1e-6,
     ) -> None:
         super().__init__(num_nodes)
         learned = {"degrees_of_freedom": learn_degrees_of_freedom, "scale": learn_scale}
-        bounds = {"degrees_of_freedom": 2.0, "scale": 1e-6}
+        bounds = {"degrees_of_freedom": 2.0, "scale": min_scale}
         for name, learn in learned.items():
             raw = torch.zeros(*batch_shape, 1, dtype=torch.float64)
             self.register_parameter(f"raw_{name}", torch.nn.Parameter(raw, requires_grad=learn))

@@ -132,6 +132,8 @@ class ExactPosterior(_ExactBase):
         Cholesky factor of ``B = I + sKs``.
     weights : Tensor, shape [*b, N]
         ``K^-1 (E[f] - m)``, without K^-1.
+    jitter : Tensor, shape [*b], optional
+        Relative jitter that B needed; normally 0.
     """
 
     prior: "ExactPrior"
@@ -139,6 +141,7 @@ class ExactPosterior(_ExactBase):
     root: Tensor
     factor: Tensor
     weights: Tensor
+    jitter: Tensor | None = None
 
     @classmethod
     def build(cls, prior: "ExactPrior", sites: Sites) -> "ExactPosterior":
@@ -146,10 +149,10 @@ class ExactPosterior(_ExactBase):
         root = site_root(sites.lam2, prior.covariance.diagonal(dim1=-2, dim2=-1))
         scaled = root.unsqueeze(-1) * prior.covariance * root.unsqueeze(-2)
         eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
-        factor = safe_cholesky(scaled + eye, name="I + sKs").factor
+        factor, jitter = safe_cholesky(scaled + eye, name="I + sKs")
         centred = sites.lam1 - sites.lam2 * prior.x_mean
         weights = _weigh(prior.covariance, root, factor, centred)
-        return cls(prior, sites, root, factor, weights)
+        return cls(prior, sites, root, factor, weights, jitter)
 
     @property
     def log_partition(self) -> Tensor:

@@ -24,6 +24,7 @@ from gpvi.estimators.inputs import learn_columns
 from gpvi.estimators.preparation import (
     DTYPES,
     check_data,
+    check_kind,
     check_options,
     standardizers,
     target_scale,
@@ -115,6 +116,9 @@ class GaussianProcessEstimator(BaseEstimator):
 
     #: Whether targets are standardised; only real numbers can be.
     _standardizes_targets = False
+
+    #: What is predicted: "number", "count" or "label".
+    _kind = "number"
 
     def fit(
         self,
@@ -323,6 +327,7 @@ class GaussianProcessEstimator(BaseEstimator):
         data = self._training_data(X, y, sample_weight, noise_variance, exposure)
         scale = target_scale(data) if self._standardizes_targets and not self.standardize else 1.0
         likelihood = build_likelihood(self.likelihood, self._likelihoods(), scale)
+        check_kind(likelihood, self._kind, len(getattr(self, "classes_", ())))
         x_map, y_map = standardizers(
             data,
             standardize=bool(self.standardize),

@@ -205,7 +205,8 @@ def choose(
         else:
             name, reason = "inducing", f"auto: {num_rows} rows are more than {limit}"
     if name == "exact":
-        return ApproximationChoice(Exact(), reason)
+        unused = "" if num_inducing is None else f"; num_inducing={num_inducing} is not used"
+        return ApproximationChoice(Exact(), reason + unused)
     if name == "inducing":
         size = _DEFAULT_INDUCING if num_inducing is None else num_inducing
         return ApproximationChoice(InducingPoints(int(size)), reason)

@@ -6,13 +6,15 @@ from typing import Any
 import gpytorch
 import numpy as np
 from sklearn.base import ClassifierMixin
+from sklearn.metrics import accuracy_score
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d
+from sklearn.utils.validation import check_is_fitted
 
 from gpvi.estimators.base import GaussianProcessEstimator
 from gpvi.estimators.building import LikelihoodBuilder
 from gpvi.estimators.reporting import LeaveOneOutClasses, leave_one_out_classes
-from gpvi.estimators.validation import check_length, own_errors
+from gpvi.estimators.targets import class_labels, own_type, scored_weights
+from gpvi.estimators.validation import own_errors
 from gpvi.exceptions import InputError
 from gpvi.likelihoods import BernoulliLikelihood
 
@@ -29,7 +31,8 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
     ----------
     kernel : str, gpytorch kernel or scikit-learn kernel
         Short names can be added and multiplied: "matern52 + linear". An object is copied. Trainable
-        lengthscales start from the data; those with ``requires_grad`` off keep their values.
+        lengthscales start from the data; those with ``requires_grad`` off keep their values, which are
+        those of standardised columns unless ``standardize=False``.
     ard : bool
         For kernels given as strings, one lengthscale per column; if False, one lengthscale, and X is
         scaled by one common factor.
@@ -51,7 +54,8 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
     hyperparameters : dict, optional
         Control by name, in the units of the data: ``{"noise": Fixed(0.1), "lengthscale":
         Free(initial=1.0, bounds=(0.1, 10.0), prior=...)}``, a gpytorch prior, or "dimension_scaled" for
-        lengthscales. Names are those that ``summary()`` shows, or their last parts.
+        lengthscales. Names are those that ``summary()`` shows (without an index), or their last parts;
+        where two match, the longer one counts.
     objective : {"tighter_elbo", "elbo"}
         What is maximised (with the log densities of priors).
     optimizer : {"auto", "lbfgs", "adam"} or None
@@ -111,6 +115,8 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
     >>> model.predict(np.array([[-1.0], [1.0]])).tolist()
     ['no', 'yes']
     """
+
+    _kind = "label"
 
     def predict(
         self,
@@ -227,6 +233,35 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
         logs = self.predict_log_proba(X, batch_size=batch_size)
         return logs[:, 1] - logs[:, 0] if len(self.classes_) == 2 else logs
 
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Share of labels that are predicted right.
+
+        Parameters
+        ----------
+        X : array-like, shape [N, D]
+            Inputs.
+        y : array-like, shape [N]
+            Labels; rows without one are left out with ``allow_missing_targets``.
+        sample_weight : array-like, shape [N], optional
+            Row weights.
+
+        Returns
+        -------
+        float
+            Accuracy, between 0 and 1.
+
+        Raises
+        ------
+        InputError
+            For labels that the fit would refuse.
+        """
+        predicted = self.predict(X)
+        labels, known = self._targets(y, len(predicted))
+        weights = scored_weights(sample_weight, known, type(self).__name__)
+        with own_errors(f"y of {type(self).__name__}"):
+            right = accuracy_score(own_type(labels[known]), predicted[known], sample_weight=weights)
+        return float(right)
+
     def leave_one_out(self) -> LeaveOneOutClasses:
         """Predict every label of the fit from all the others, without fitting again.
 
@@ -262,29 +297,21 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
         }
 
     def _targets(self, y: Any, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-        with own_errors(f"y of {type(self).__name__}"):
-            labels = column_or_1d(y, warn=True)
-            check_length(labels, num_rows, type(self).__name__)
-            missing = _missing(labels)
-            if missing.any() and not self.allow_missing_targets:
-                raise InputError(
-                    f"y of {type(self).__name__} holds {int(missing.sum())} missing label(s) (NaN), the "
-                    f"first in row {int(np.flatnonzero(missing)[0])}; drop these rows or set "
-                    "allow_missing_targets=True."
-                )
-            known = labels[~missing]
-            if known.dtype == object:
-                known = np.array(known.tolist())
-            if known.dtype.kind == "f" and np.isinf(known).any():
-                raise InputError(
-                    f"y of {type(self).__name__} holds infinite (inf) values; drop these rows."
-                )
-            check_classification_targets(known)
+        name = type(self).__name__
+        labels, missing = class_labels(y, num_rows, name)
+        if missing.any() and not self.allow_missing_targets:
+            raise InputError(
+                f"y of {name} holds {int(missing.sum())} missing label(s) (NaN), the first in row "
+                f"{int(np.flatnonzero(missing)[0])}; drop these rows or set allow_missing_targets=True."
+            )
+        if missing.all():
+            raise InputError(f"y of {name} holds no label at all: all {num_rows} are missing.")
+        with own_errors(f"y of {name}"):
+            check_classification_targets(own_type(labels[~missing]))
         return labels, ~missing
 
     def _learn_targets(self, targets: np.ndarray) -> np.ndarray:
-        if targets.dtype == object:
-            targets = np.array(targets.tolist())
+        targets = own_type(targets)
         self.classes_, codes = np.unique(targets, return_inverse=True)
         if len(self.classes_) < 2:
             raise InputError(
@@ -294,11 +321,8 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
         return codes.astype(np.float64)
 
     def _encoded(self, y: Any, num_rows: int) -> np.ndarray:
-        with own_errors(f"y of {type(self).__name__}"):
-            labels = column_or_1d(y, warn=True)
-            check_length(labels, num_rows, type(self).__name__)
+        labels, missing = class_labels(y, num_rows, type(self).__name__)
         table = {label: float(code) for code, label in enumerate(self.classes_.tolist())}
-        missing = _missing(labels)
         unknown = {label for label in labels[~missing].tolist() if label not in table}
         if unknown:
             raise InputError(
@@ -311,14 +335,6 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
                 for label, lost in zip(labels.tolist(), missing, strict=True)
             ]
         )
-
-
-def _missing(labels: np.ndarray) -> np.ndarray:
-    if labels.dtype.kind == "f":
-        return np.isnan(labels)
-    if labels.dtype == object:
-        return np.array([label is None or label != label for label in labels.tolist()], dtype=bool)
-    return np.zeros(len(labels), dtype=bool)
 
 
 def _softmax(num_classes: int) -> gpytorch.likelihoods.SoftmaxLikelihood:

@@ -10,6 +10,7 @@ from sklearn.utils import Tags
 
 from gpvi.estimators.building import LikelihoodBuilder
 from gpvi.estimators.regression import RegressionEstimator
+from gpvi.estimators.targets import scored_weights
 from gpvi.estimators.validation import row_values
 from gpvi.exceptions import InputError
 from gpvi.likelihoods import PoissonLikelihood
@@ -27,7 +28,8 @@ class GPCountRegressor(RegressorMixin, RegressionEstimator):
     ----------
     kernel : str, gpytorch kernel or scikit-learn kernel
         Short names can be added and multiplied: "matern52 + linear". An object is copied. Trainable
-        lengthscales start from the data; those with ``requires_grad`` off keep their values.
+        lengthscales start from the data; those with ``requires_grad`` off keep their values, which are
+        those of standardised columns unless ``standardize=False``.
     ard : bool
         For kernels given as strings, one lengthscale per column; if False, one lengthscale, and X is
         scaled by one common factor.
@@ -48,7 +50,8 @@ class GPCountRegressor(RegressorMixin, RegressionEstimator):
     hyperparameters : dict, optional
         Control by name, in the units of the data: ``{"noise": Fixed(0.1), "lengthscale":
         Free(initial=1.0, bounds=(0.1, 10.0), prior=...)}``, a gpytorch prior, or "dimension_scaled" for
-        lengthscales. Names are those that ``summary()`` shows, or their last parts.
+        lengthscales. Names are those that ``summary()`` shows (without an index), or their last parts;
+        where two match, the longer one counts.
     objective : {"tighter_elbo", "elbo"}
         What is maximised (with the log densities of priors).
     optimizer : {"auto", "lbfgs", "adam"} or None
@@ -109,6 +112,8 @@ class GPCountRegressor(RegressorMixin, RegressionEstimator):
     True
     """
 
+    _kind = "count"
+
     def score(self, X: Any, y: Any, sample_weight: Any = None, *, exposure: Any = None) -> float:
         """Fraction of the Poisson deviance explained, :math:`D^2`; 1 is best.
 
@@ -117,7 +122,7 @@ class GPCountRegressor(RegressorMixin, RegressionEstimator):
         X : array-like, shape [N, D]
             Inputs.
         y : array-like, shape [N]
-            Counts.
+            Counts; rows without one are left out with ``allow_missing_targets``.
         sample_weight : array-like, shape [N], optional
             Row weights.
         exposure : array-like, shape [N], optional
@@ -127,14 +132,22 @@ class GPCountRegressor(RegressorMixin, RegressionEstimator):
         -------
         float
             1 minus the ratio of the deviances of the prediction and of one common rate.
+
+        Raises
+        ------
+        InputError
+            For counts that the fit would refuse.
         """
-        counts = self._encoded(y, len(y))
-        rate = self.predict(X)
-        exposed = row_values(exposure, len(counts), "exposure", type(self).__name__, positive=True)
-        if exposed is None:
-            return float(d2_tweedie_score(counts, rate, sample_weight=sample_weight, power=1))
-        weights = exposed if sample_weight is None else exposed * np.asarray(sample_weight)
-        return float(d2_tweedie_score(counts / exposed, rate, sample_weight=weights, power=1))
+        rate, name = self.predict(X), type(self).__name__
+        assert isinstance(rate, np.ndarray)
+        values, known = self._targets(y, len(rate))
+        weights = scored_weights(sample_weight, known, name)
+        exposed = row_values(exposure, len(values), "exposure", name, positive=True)
+        counts, rate = values[known], rate[known]
+        if exposed is not None:
+            exposed = exposed[known]
+            counts, weights = counts / exposed, exposed if weights is None else exposed * weights
+        return float(d2_tweedie_score(counts, rate, sample_weight=weights, power=1))
 
     def _likelihoods(self) -> Mapping[str, LikelihoodBuilder]:
         return {"auto": lambda _: PoissonLikelihood(), "poisson": lambda _: PoissonLikelihood()}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gpvi._warnings import collect_warnings, warn
-from gpvi.approximations import Approximation, GaussianProcess, InducingPoints
+from gpvi.approximations import Approximation, GaussianProcess
 from gpvi.estimators.building import ApproximationChoice, build_kernel, build_mean, choose
 from gpvi.estimators.hyperparameters import (
     Fixed,
@@ -24,9 +24,10 @@ from gpvi.estimators.hyperparameters import (
 )
 from gpvi.estimators.inputs import InputColumns
 from gpvi.estimators.model import FittedModel
+from gpvi.estimators.remarks import remarks
 from gpvi.estimators.scaling import Standardizer
 from gpvi.estimators.units import list_hyperparameters
-from gpvi.exceptions import DataWarning, InputError, NumericalError, UnsupportedError
+from gpvi.exceptions import InputError, NumericalError, UnsupportedError
 from gpvi.inference import (
     Callback,
     FitRecord,
@@ -231,10 +232,15 @@ def fit_model(data: TrainingData, options: FitOptions) -> FitOutcome:
             continue
         if best is None or start.score > best.score:
             best = start
+        if start.result.stopped:
+            break
     if best is None:
         assert failure is not None
         raise failure
-    _warn_of_few_points(options, best.approximation, best.warnings)
+    kernel, fitted = best.gp.kernel, best.approximation
+    best.warnings.extend(
+        remarks(data.y, data.columns, kernel, fitted, options.num_inducing, options.approximation)
+    )
     for category, text in best.warnings:
         warn(text, category)
     return FitOutcome(
@@ -391,24 +397,6 @@ def _checkpoint(path: str | os.PathLike | None, number: int) -> str | None:
 def _distinct(caught: list[tuple[type[Warning], str]]) -> list[tuple[type[Warning], str]]:
     """Every evaluation may repeat the same complaint."""
     return list(dict.fromkeys(caught))
-
-
-def _warn_of_few_points(
-    options: FitOptions,
-    approximation: Approximation,
-    warnings: list[tuple[type[Warning], str]],
-) -> None:
-    if options.num_inducing is None or not isinstance(approximation, InducingPoints):
-        return
-    points = approximation.inducing_points
-    if points is not None and approximation.num_inducing is not None:
-        found = points.shape[-2]
-        if found < approximation.num_inducing:
-            text = (
-                f"num_inducing is {approximation.num_inducing}, but X holds {found} distinct rows only: "
-                f"{found} inducing points are used."
-            )
-            warnings.append((DataWarning, text))
 
 
 def _model(

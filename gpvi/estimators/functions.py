@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from gpvi.approximations import Paths
 from gpvi.estimators.inputs import InputColumns
 from gpvi.estimators.scaling import Standardizer
-from gpvi.estimators.validation import check_finite_inputs, own_errors
-from gpvi.exceptions import InputError
 
 __all__ = ["FunctionSamples"]
 
@@ -60,6 +59,11 @@ class FunctionSamples:
         -------
         ndarray, shape [N, S] ([N, S, L] with several latent functions)
             In the units of y.
+
+        Raises
+        ------
+        InputError
+            For inputs that do not fit those of the fit.
         """
         with torch.no_grad():
             values = self.paths(torch.as_tensor(self.x_map(self._numbers(X))).to(self.like))
@@ -67,12 +71,14 @@ class FunctionSamples:
         return self.y_map.inverse(array)
 
     def _numbers(self, X: Any) -> np.ndarray:
-        with own_errors("X of FunctionSamples"):
-            array = self.columns.numbers(X, "FunctionSamples")
-        if array.shape[1] != self.columns.num_features:
-            raise InputError(
-                f"X has {array.shape[1]} columns, but the functions were drawn for "
-                f"{self.columns.num_features}."
-            )
-        check_finite_inputs(array, "FunctionSamples", self.columns.names)
+        array = self.columns.encode(self._fitted(), X)
+        self.columns.warn_if_far(array)
         return array
+
+    def _fitted(self) -> BaseEstimator:
+        # The estimator may have been fitted again since; scikit-learn's checks of names and number of
+        # columns need an estimator that knows those of this fit, and print its class name.
+        known: dict[str, Any] = {"n_features_in_": self.columns.num_features}
+        if self.columns.names is not None:
+            known["feature_names_in_"] = self.columns.names
+        return type(type(self).__name__, (BaseEstimator,), known)()

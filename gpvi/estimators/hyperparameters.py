@@ -71,7 +71,7 @@ class Free:
     initial : float or sequence of float, optional
         Starting value; chosen from the data if left out.
     bounds : tuple of float, optional
-        Lowest and highest value; None on one side leaves it open.
+        Lowest and highest value, each a number or one per column; None on one side leaves it open.
     prior : gpytorch prior or "dimension_scaled", optional
         Its log density is added to the objective.
 
@@ -82,7 +82,7 @@ class Free:
     """
 
     initial: Any = None
-    bounds: tuple[float | None, float | None] | None = None
+    bounds: Any = None
     prior: Any = None
 
 
@@ -168,10 +168,16 @@ def _checked(name: object, spec: Any) -> Fixed | Free:
 
 def _is_pair(bounds: object) -> bool:
     return (
-        isinstance(bounds, Sequence)
+        isinstance(bounds, Sequence | np.ndarray)
         and len(bounds) == 2
-        and all(bound is None or isinstance(bound, Real) for bound in bounds)
+        and all(bound is None or _is_numeric(bound) for bound in bounds)
     )
+
+
+def _is_numeric(bound: object) -> bool:
+    if isinstance(bound, Real):
+        return not isinstance(bound, bool)
+    return isinstance(bound, Sequence | np.ndarray) and np.asarray(bound).dtype.kind in "if"
 
 
 def apply_hyperparameters(
@@ -196,14 +202,12 @@ def apply_hyperparameters(
     InputError
         For names that match nothing and values that do not fit.
     """
-    for name, spec in specs.items():
-        for parameter in _matching(name, parameters):
-            if isinstance(spec, Fixed):
-                _assign(parameter, spec.value, name)
-                parameter.raw.requires_grad_(False)
-                continue
-            if spec.prior is not None:
-                _register(parameter, spec.prior, ranges, name)
+    for name, spec, parameter in _resolved(specs, parameters):
+        if isinstance(spec, Fixed):
+            _assign(parameter, spec.value, name)
+            parameter.raw.requires_grad_(False)
+        elif spec.prior is not None:
+            _register(parameter, spec.prior, ranges, name)
 
 
 def start_hyperparameters(
@@ -227,18 +231,17 @@ def start_hyperparameters(
     InputError
         For values that do not fit.
     """
-    for name, spec in specs.items():
+    for name, spec, parameter in _resolved(specs, parameters):
         if not isinstance(spec, Free):
             continue
-        for parameter in _matching(name, parameters):
-            if spec.bounds is not None:
-                _bound(parameter, spec.bounds, name)
-            if spec.initial is not None:
-                _assign(parameter, spec.initial, name)
-            elif spec.prior == DIMENSION_SCALED:
-                location, spread = _dimension_scaled(parameter, ranges)
-                mode = np.exp(location - spread**2) * _ranges_of(parameter, ranges)
-                _assign(parameter, _inside(parameter, mode), name)
+        if spec.bounds is not None:
+            _bound(parameter, spec.bounds, name)
+        if spec.initial is not None:
+            _assign(parameter, spec.initial, name)
+        elif spec.prior == DIMENSION_SCALED:
+            location, spread = _dimension_scaled(parameter, ranges)
+            mode = np.exp(location - spread**2) * _ranges_of(parameter, ranges)
+            _assign(parameter, _inside(parameter, mode), name)
 
 
 def scale_amplitudes(parameters: list[Hyperparameter], target_scale: float) -> None:
@@ -255,6 +258,24 @@ def scale_amplitudes(parameters: list[Hyperparameter], target_scale: float) -> N
         amplitude = parameter.unit in ("y^2", "y^2/X^2") and parameter.path.startswith("kernel.")
         if amplitude and parameter.raw.requires_grad and target_scale != 1.0:
             _assign(parameter, parameter.value * target_scale**2, parameter.path)
+
+
+def _resolved(
+    specs: Mapping[str, Fixed | Free], parameters: list[Hyperparameter]
+) -> list[tuple[str, Fixed | Free, Hyperparameter]]:
+    """Which entry speaks for which parameter: of two, the longer name."""
+    chosen: dict[str, tuple[str, Fixed | Free, Hyperparameter]] = {}
+    for name, spec in specs.items():
+        for parameter in _matching(name, parameters):
+            other = chosen.get(parameter.path)
+            if other is not None and other[0].count(".") == name.count("."):
+                raise InputError(
+                    f"hyperparameters names {parameter.path} twice, as {other[0]!r} and as {name!r}; say it "
+                    "once."
+                )
+            if other is None or other[0].count(".") < name.count("."):
+                chosen[parameter.path] = (name, spec, parameter)
+    return list(chosen.values())
 
 
 def _matching(name: str, parameters: list[Hyperparameter]) -> list[Hyperparameter]:
@@ -305,16 +326,23 @@ def _in_data_units(parameter: Hyperparameter, bound: Tensor) -> str:
 
 
 def _bound(parameter: Hyperparameter, bounds: tuple[Any, Any], name: str) -> None:
-    low = -math.inf if bounds[0] is None else bounds[0]
-    high = math.inf if bounds[1] is None else bounds[1]
-    if not low < high:
+    low = np.asarray(-math.inf if bounds[0] is None else bounds[0], dtype=np.float64)
+    high = np.asarray(math.inf if bounds[1] is None else bounds[1], dtype=np.float64)
+    if not np.all(low < high):
         raise InputError(
             f"The bounds of hyperparameters[{name!r}] are {bounds!r}; the lower one must be less."
         )
     old = _constraint(parameter)
     floor = -math.inf if old is None else float(old.lower_bound.max())
     ceiling = math.inf if old is None else float(old.upper_bound.min())
-    shape = np.broadcast_shapes(np.shape(parameter.factor), ())
+    try:
+        shape = np.broadcast_shapes(np.shape(parameter.factor), low.shape, high.shape)
+        np.broadcast_to(np.empty(shape), parameter.value.shape)
+    except ValueError as error:
+        raise InputError(
+            f"The bounds {bounds!r} of hyperparameters[{name!r}] do not fit {parameter.path} of shape "
+            f"{parameter.value.shape}; pass numbers, or one per column."
+        ) from error
     lower = np.maximum(np.broadcast_to(parameter.internal(low), shape), floor)
     upper = np.minimum(np.broadcast_to(parameter.internal(high), shape), ceiling)
     if not (lower < upper).all():

@@ -335,9 +335,10 @@ class FittedModel:
             values["noise"] = torch.zeros(size).to(self.targets)
         unknown = set(values) - self.observation.row_arguments - {"_targets"}
         if unknown:
+            arguments = {"noise": "noise_variance"}
+            named = ", ".join(arguments.get(name, name) for name in sorted(unknown))
             raise InputError(
-                f"{type(self.likelihood).__name__} has no use for {', '.join(sorted(unknown))}; leave "
-                "it out."
+                f"{type(self.likelihood).__name__} has no use for {named}; leave it out."
             )
         return values
 

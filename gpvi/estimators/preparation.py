@@ -8,6 +8,7 @@ import gpytorch
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from torch.distributions import Bernoulli, Categorical, Distribution
 
 from gpvi.estimators.fitting import TrainingData
 from gpvi.estimators.scaling import Standardizer
@@ -21,8 +22,20 @@ from gpvi.estimators.validation import (
 from gpvi.exceptions import InputError, UnsupportedError
 from gpvi.inference import OBJECTIVES
 from gpvi.likelihoods import as_likelihood
+from gpvi.likelihoods.moments import is_discrete
 
-__all__ = ["DTYPES", "check_data", "check_options", "standardizers", "target_scale", "usable_rows"]
+__all__ = [
+    "DTYPES",
+    "check_data",
+    "check_kind",
+    "check_options",
+    "standardizers",
+    "target_scale",
+    "usable_rows",
+]
+
+# Squares of targets, and a millionth of them, stay normal numbers in single precision.
+_SMALLEST = 1e-15
 
 #: Precisions by name.
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -51,6 +64,11 @@ def check_options(estimator: BaseEstimator) -> None:
     _check_callbacks(estimator.callbacks)
     check_integer("max_iter", estimator.max_iter, 0)
     check_integer("num_restarts", estimator.num_restarts, 0)
+    if estimator.optimizer is None and estimator.num_restarts:
+        raise UnsupportedError(
+            f"optimizer=None and num_restarts={estimator.num_restarts}: restarts move starting values, which "
+            "optimizer=None is to keep; leave one of them out."
+        )
     if estimator.batch_size is not None:
         check_integer("batch_size", estimator.batch_size, 1)
         if estimator.optimizer in (None, "lbfgs"):
@@ -81,6 +99,48 @@ def _check_checkpoint(checkpoint: object, random_state: object) -> None:
             f"checkpoint is {os.fspath(checkpoint)!r} and random_state {random_state!r}: only a fit with "
             "an integer random_state can be repeated."
         )
+
+
+def check_kind(likelihood: gpytorch.likelihoods.Likelihood, kind: str, num_classes: int) -> None:
+    """Refuse a likelihood of another kind of target.
+
+    Parameters
+    ----------
+    likelihood : gpytorch or gpvi likelihood
+        Any.
+    kind : {"number", "count", "label"}
+        What the estimator predicts.
+    num_classes : int
+        Number of labels.
+
+    Raises
+    ------
+    UnsupportedError
+        Names the likelihood and what would fit.
+    """
+    model, name = as_likelihood(likelihood), type(likelihood).__name__
+    shape = (2,) if model.num_latents == 1 else (2, model.num_latents)
+    conditional = model.forward(torch.zeros(shape, dtype=torch.float64))
+    found = _num_labels(conditional)
+    is_label = found > 0
+    if kind == "label":
+        if found != num_classes:
+            what = f"{found} classes" if is_label else "no labels"
+            raise UnsupportedError(
+                f"GPClassifier and {name}: it describes {what}, and y has {num_classes}; pass 'auto'."
+            )
+    elif is_label or model.num_latents > 1 or (kind == "count" and not is_discrete(conditional)):
+        wanted = "whole numbers" if kind == "count" else "one number per row"
+        raise UnsupportedError(
+            f"{name} does not describe {wanted}; pass likelihood='auto', or use another estimator."
+        )
+
+
+def _num_labels(conditional: Distribution) -> int:
+    """Labels that a distribution of y given f tells apart; 0 if it is about something else."""
+    if isinstance(conditional, Bernoulli):
+        return 2
+    return conditional.probs.shape[-1] if isinstance(conditional, Categorical) else 0
 
 
 def usable_rows(observed: np.ndarray, weights: np.ndarray | None, owner: str) -> np.ndarray:
@@ -162,8 +222,19 @@ def target_scale(data: TrainingData) -> float:
     -------
     float
         Positive; 1 for constant targets.
+
+    Raises
+    ------
+    InputError
+        If its square leaves the range of single precision, in which GPyTorch keeps bounds.
     """
-    return float(Standardizer.fit(data.y, weights=data.weights).scale)
+    scale = float(Standardizer.fit(data.y, weights=data.weights).scale)
+    if not _SMALLEST < scale < 1.0 / _SMALLEST:
+        raise InputError(
+            f"y has a standard deviation of {scale:.3g}, which standardize=False cannot fit; standardise, or "
+            "change its unit."
+        )
+    return scale
 
 
 def check_data(

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import r2_score
 from sklearn.utils.validation import check_is_fitted
 
 from gpvi.estimators.base import GaussianProcessEstimator
 from gpvi.estimators.reporting import LeaveOneOut, leave_one_out
-from gpvi.estimators.validation import check_levels, check_number, target_values
+from gpvi.estimators.targets import scored_weights, target_values
+from gpvi.estimators.validation import check_levels, check_number
 from gpvi.exceptions import InputError
 
 __all__ = ["RegressionEstimator"]
@@ -65,8 +67,10 @@ class RegressionEstimator(GaussianProcessEstimator):
         rows = self._rows(noise_variance, exposure, len(array))
         model, pieces = self._model, self._pieces(batch_size)
         if latent and rows:
+            given = {"noise_variance": noise_variance, "exposure": exposure}
+            named = " and ".join(name for name, values in given.items() if values is not None)
             raise InputError(
-                f"latent=True and {', '.join(sorted(rows))}: f has neither noise nor exposure; leave it out."
+                f"latent=True and {named}: f has neither noise nor exposure; leave it out."
             )
         if return_cov:
             return model.latent_covariance(array) if latent else model.covariance(array, rows)
@@ -143,6 +147,34 @@ class RegressionEstimator(GaussianProcessEstimator):
             batch_size=batch_size,
         )
         return quantiles[:, 0], quantiles[:, 1]
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Fraction of the variance explained by the predicted means, :math:`R^2`; 1 is best.
+
+        Parameters
+        ----------
+        X : array-like, shape [N, D]
+            Inputs.
+        y : array-like, shape [N]
+            Targets; rows without one are left out with ``allow_missing_targets``.
+        sample_weight : array-like, shape [N], optional
+            Row weights.
+
+        Returns
+        -------
+        float
+            1 minus the ratio of the squared errors of the prediction and of the mean of y.
+
+        Raises
+        ------
+        InputError
+            For targets that the fit would refuse.
+        """
+        mean = self.predict(X)
+        assert isinstance(mean, np.ndarray)
+        values, known = self._targets(y, len(mean))
+        weights = scored_weights(sample_weight, known, type(self).__name__)
+        return float(r2_score(values[known], mean[known], sample_weight=weights))
 
     def leave_one_out(self) -> LeaveOneOut:
         """Predict every observation of the fit from all the others, without fitting again.

@@ -21,7 +21,8 @@ class GPRegressor(RegressorMixin, RegressionEstimator):
     ----------
     kernel : str, gpytorch kernel or scikit-learn kernel
         Short names can be added and multiplied: "matern52 + linear". An object is copied. Trainable
-        lengthscales start from the data; those with ``requires_grad`` off keep their values.
+        lengthscales start from the data; those with ``requires_grad`` off keep their values, which are
+        those of standardised columns unless ``standardize=False``.
     ard : bool
         For kernels given as strings, one lengthscale per column; if False, one lengthscale, and X is
         scaled by one common factor.
@@ -42,7 +43,8 @@ class GPRegressor(RegressorMixin, RegressionEstimator):
     hyperparameters : dict, optional
         Control by name, in the units of the data: ``{"noise": Fixed(0.1), "lengthscale":
         Free(initial=1.0, bounds=(0.1, 10.0), prior=...)}``, a gpytorch prior, or "dimension_scaled" for
-        lengthscales. Names are those that ``summary()`` shows, or their last parts.
+        lengthscales. Names are those that ``summary()`` shows (without an index), or their last parts;
+        where two match, the longer one counts.
     objective : {"tighter_elbo", "elbo"}
         What is maximised (with the log densities of priors).
     optimizer : {"auto", "lbfgs", "adam"} or None
@@ -104,14 +106,21 @@ class GPRegressor(RegressorMixin, RegressionEstimator):
 
     _standardizes_targets = True
 
+    # The mixin's knows nothing of targets that are not observed.
+    score = RegressionEstimator.score
+
     def _likelihoods(self) -> Mapping[str, LikelihoodBuilder]:
         return {
             "auto": _gaussian,
             "gaussian": _gaussian,
-            "student_t": lambda target_scale: StudentTLikelihood(scale=0.3 * target_scale),
+            "student_t": _student_t,
         }
 
 
 def _gaussian(target_scale: float) -> GaussianLikelihood:
     variance = target_scale**2
     return GaussianLikelihood(noise=0.1 * variance, min_noise=1e-6 * variance)
+
+
+def _student_t(target_scale: float) -> StudentTLikelihood:
+    return StudentTLikelihood(scale=0.3 * target_scale, min_scale=1e-6 * target_scale)

@@ -311,8 +311,12 @@ def _describe(posterior: Posterior) -> str:
 
 
 def _jitter(posterior: Posterior) -> float:
-    jitter = getattr(posterior.prior, "jitter", None)
-    return 0.0 if jitter is None else float(torch.as_tensor(jitter).max())
+    # Inducing points have theirs in the prior, exact conditioning in the posterior.
+    found = (getattr(posterior.prior, "jitter", None), getattr(posterior, "jitter", None))
+    return max(
+        (float(torch.as_tensor(jitter).max()) for jitter in found if jitter is not None),
+        default=0.0,
+    )
 
 
 def _rows(parameter: Hyperparameter, columns: InputColumns) -> list[HyperparameterRow]:
@@ -321,7 +325,7 @@ def _rows(parameter: Hyperparameter, columns: InputColumns) -> list[Hyperparamet
     if f"{parameter.name}_prior" in getattr(parameter.module, "_priors", {}):
         status += ", with a prior"
     labels = [""]
-    if parameter.is_per_column:
+    if parameter.is_per_column or (len(parameter.columns) == 1 and parameter.unit == "X"):
         labels = [columns.label(column) for column in parameter.columns]
     flat = value.reshape(-1, len(labels))
     rows = []

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import column_or_1d
 
 from gpvi.exceptions import GPVIError, InputError, InputTypeError
 
@@ -28,7 +27,6 @@ __all__ = [
     "check_seed",
     "own_errors",
     "row_values",
-    "target_values",
 ]
 
 _MAX_SEED = 2**31 - 1
@@ -87,56 +85,6 @@ def check_finite_inputs(X: np.ndarray, estimator: str, names: np.ndarray | None)
         f"X of {estimator} holds {int(bad.sum())} NaN or infinite value(s), the first ({what}) in row "
         f"{row}, {where}; drop or impute these rows."
     )
-
-
-def target_values(y: object, num_rows: int, estimator: str, allow_missing: bool) -> np.ndarray:
-    """Numeric targets as a float64 vector.
-
-    Parameters
-    ----------
-    y : array-like, shape [N] or [N, 1]
-        Targets.
-    num_rows : int
-        N.
-    estimator : str
-        Class name, for messages.
-    allow_missing : bool
-        Whether NaN stands for a target that was not observed.
-
-    Returns
-    -------
-    ndarray, shape [N]
-        A copy.
-
-    Raises
-    ------
-    InputError
-        For another shape, values that are not numbers, and NaN or infinity.
-    """
-    with own_errors(f"y of {estimator}"):
-        if np.iscomplexobj(np.asarray(y)):
-            raise InputError(f"y of {estimator} holds complex numbers; pass real ones.")
-        values = column_or_1d(y, warn=True)
-        check_length(values, num_rows, estimator)
-        try:
-            values = values.astype(np.float64)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"y of {estimator} is not numeric: {error}; pass numbers.") from error
-    if np.isinf(values).any():
-        row = int(np.flatnonzero(np.isinf(values))[0])
-        raise InputError(
-            f"y of {estimator} holds {int(np.isinf(values).sum())} infinite (inf) value(s), the first in "
-            f"row {row}; drop these rows."
-        )
-    missing = np.isnan(values)
-    if missing.any() and not allow_missing:
-        raise InputError(
-            f"y of {estimator} holds {int(missing.sum())} NaN value(s), the first in row "
-            f"{int(np.flatnonzero(missing)[0])}; drop these rows or set allow_missing_targets=True."
-        )
-    if missing.all():
-        raise InputError(f"y of {estimator} holds no target at all: all {num_rows} values are NaN.")
-    return values
 
 
 def check_length(y: np.ndarray, num_rows: int, estimator: str) -> None:

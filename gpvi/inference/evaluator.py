@@ -31,8 +31,9 @@ _INNER_GAIN = 0.1
 _LOOSEST = 5e-5
 _MAX_DENSE = 2_000
 
-# Nats per row and unit of log scale: a parameter that still gains so much is not at an optimum.
-_HELD = 1e-4
+# Nats per row and unit of log scale: a parameter that still gains so much is not at an optimum. Directions
+# in which a kernel degenerates (amplitude and lengthscales that grow together) gain far less.
+_HELD = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +136,7 @@ class Evaluator:
         curvature: Curvature | None = None,
     ) -> None:
         self.problem = problem
-        self.vector = ParameterVector(problem.modules)
+        self.vector = ParameterVector(problem.modules, _function_scale(problem))
         self.coordinates = Coordinates(self.vector, curvature)
         self.total_weight = problem.total_weight
         self.best_point = np.zeros(self.vector.size)
@@ -277,6 +278,13 @@ class Evaluator:
             self.problem.sites = Sites(lam1.reshape(shape), lam2.reshape(shape))
             self.problem.log_v = log_v.reshape(shape[:-1]) if log_v.numel() else None
         return Evaluation(float(record[0]), record[2:stop], float(record[1]))
+
+
+def _function_scale(problem: FitProblem) -> float:
+    """Standard deviation of the process at its starting values, the unit of its mean."""
+    with torch.no_grad():
+        variance = float(problem.gp.variance(problem.x[..., :1, :]).double().mean())
+    return math.sqrt(variance) if 0.0 < variance < math.inf else 1.0
 
 
 def start_only(evaluator: Evaluator) -> Ascent:

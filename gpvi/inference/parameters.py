@@ -28,6 +28,8 @@ class ParameterVector:
     ----------
     modules : dict of str to torch.nn.Module
         Their parameters with ``requires_grad``; shared ones count once.
+    mean_scale : float
+        Unit of the parameters of mean functions: about the size of the function values.
 
     Examples
     --------
@@ -38,10 +40,11 @@ class ParameterVector:
     array([0.6931])
     """
 
-    def __init__(self, modules: dict[str, torch.nn.Module]) -> None:
+    def __init__(self, modules: dict[str, torch.nn.Module], mean_scale: float = 1.0) -> None:
         self.names: list[str] = []
         self.parameters: list[torch.nn.Parameter] = []
         self._constraints: list[Interval | None] = []
+        self._units: list[float] = []
         seen: set[int] = set()
         for prefix, module in modules.items():
             for name, parameter, constraint in _walk(module):
@@ -51,6 +54,8 @@ class ParameterVector:
                 self.names.append(f"{prefix}.{name}")
                 self.parameters.append(parameter)
                 self._constraints.append(constraint if _is_log(constraint) else None)
+                of_mean = constraint is None and name.startswith("mean_module.")
+                self._units.append(mean_scale if of_mean else 1.0)
 
     @property
     def size(self) -> int:
@@ -66,10 +71,14 @@ class ParameterVector:
             Log scale where the parameter is positive.
         """
         parts = [
-            _to_log(parameter.detach().double(), constraint)
-            for parameter, constraint in zip(self.parameters, self._constraints, strict=True)
+            _to_log(parameter.detach().double(), constraint) / unit
+            for parameter, constraint, unit in self._all
         ]
         return _concatenate(parts)
+
+    @property
+    def _all(self) -> Iterator[tuple[torch.nn.Parameter, Interval | None, float]]:
+        return zip(self.parameters, self._constraints, self._units, strict=True)
 
     def assign(self, values: np.ndarray) -> None:
         """Write a vector into the parameters.
@@ -81,9 +90,9 @@ class ParameterVector:
         """
         start = 0
         with torch.no_grad():
-            for parameter, constraint in zip(self.parameters, self._constraints, strict=True):
+            for parameter, constraint, unit in self._all:
                 stop = start + parameter.numel()
-                part = torch.as_tensor(values[start:stop].copy()).reshape(parameter.shape)
+                part = torch.as_tensor(values[start:stop] * unit).reshape(parameter.shape)
                 raw = part if constraint is None else _from_log(part, constraint)
                 parameter.copy_(raw.to(parameter))
                 start = stop
@@ -105,15 +114,13 @@ class ParameterVector:
             return np.zeros(0)
         gradients = torch.autograd.grad(value, self.parameters, allow_unused=True)
         parts = []
-        for parameter, constraint, gradient in zip(
-            self.parameters, self._constraints, gradients, strict=True
-        ):
+        for (parameter, constraint, unit), gradient in zip(self._all, gradients, strict=True):
             if gradient is None:
                 gradient = torch.zeros_like(parameter)
             gradient = gradient.detach().double()
             if constraint is not None:
                 gradient = gradient * _raw_slope(parameter.detach().double(), constraint)
-            parts.append(gradient)
+            parts.append(gradient * unit)
         return _concatenate(parts)
 
     def slices(self) -> dict[str, slice]:

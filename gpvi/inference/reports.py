@@ -40,7 +40,7 @@ def warn_about(result: FitResult, max_iter: int) -> None:
             f"KL(q || prior) is {kl:.3g} nats and cannot be negative: rounding errors have taken over. Use "
             "float64, standardise the data, or bound the noise from below."
         )
-    if kl < _COLLAPSED:
+    if abs(kl) < _COLLAPSED:
         warn(
             f"q(f) is practically the prior (KL {kl:.1e} nats): the data explain nothing under this "
             "kernel. Check the lengthscales against the scale of X, and the noise.",

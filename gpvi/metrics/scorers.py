@@ -1,7 +1,7 @@
 """Scorers for scikit-learn's `cross_val_score` and `GridSearchCV`: higher is better.
 
 Plain functions and a frozen dataclass, so that they can be sent to worker processes. They ask the estimator
-for its predictive distribution and assume nothing about its shape.
+for its predictive distribution and assume nothing about its shape. Of a Pipeline, the last step is asked.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gpvi.exceptions import InputError
+from gpvi._pipelines import final_step, require
 from gpvi.metrics._checks import fraction
 from gpvi.metrics.calibration import interval_coverage
 from gpvi.metrics.scores import crps_from_samples, negative_log_predictive_density
@@ -29,7 +29,7 @@ def nlpd_scorer(
     Parameters
     ----------
     estimator : estimator
-        Fitted, with a method `log_predictive_density(X, y)`.
+        Fitted, with a method `log_predictive_density(X, y)`, or a Pipeline that ends with one.
     X : array-like, shape [N, D]
         Inputs.
     y : array-like, shape [N]
@@ -62,7 +62,9 @@ def nlpd_scorer(
     >>> round(nlpd_scorer(Coin(), np.zeros((3, 1)), [0, 1, 1]), 4)
     -0.6931
     """
-    density = _method(estimator, "log_predictive_density", "nlpd_scorer")(X, y)
+    estimator, X = final_step(estimator, X)
+    require(estimator, "log_predictive_density", "nlpd_scorer")
+    density = estimator.log_predictive_density(X, y)
     return -negative_log_predictive_density(density, sample_weight=sample_weight)
 
 
@@ -77,7 +79,7 @@ def crps_scorer(
     Parameters
     ----------
     estimator : estimator
-        Fitted, with a method `predict_quantiles(X, levels)`.
+        Fitted, with a method `predict_quantiles(X, levels)`, or a Pipeline that ends with one.
     X : array-like, shape [N, D]
         Inputs.
     y : array-like, shape [N]
@@ -111,8 +113,10 @@ def crps_scorer(
     >>> round(crps_scorer(Normal(), np.zeros((1, 1)), [0.0]), 4)
     -0.2337
     """
+    estimator, X = final_step(estimator, X)
+    require(estimator, "predict_quantiles", "crps_scorer")
     levels = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
-    quantiles = _method(estimator, "predict_quantiles", "crps_scorer")(X, levels)
+    quantiles = estimator.predict_quantiles(X, levels)
     return -crps_from_samples(y, quantiles, fair=False, sample_weight=sample_weight)
 
 
@@ -161,7 +165,7 @@ class CoverageScorer:
         Parameters
         ----------
         estimator : estimator
-            Fitted, with a method `predict_interval(X, coverage)`.
+            Fitted, with a method `predict_interval(X, coverage)`, or a Pipeline that ends with one.
         X : array-like, shape [N, D]
             Inputs.
         y : array-like, shape [N]
@@ -174,15 +178,7 @@ class CoverageScorer:
         float
             Between -1 and 0; higher is better.
         """
-        interval = _method(estimator, "predict_interval", "CoverageScorer")
-        lower, upper = interval(X, self.coverage)
+        estimator, X = final_step(estimator, X)
+        require(estimator, "predict_interval", "CoverageScorer")
+        lower, upper = estimator.predict_interval(X, self.coverage)
         return -abs(interval_coverage(y, lower, upper, sample_weight=sample_weight) - self.coverage)
-
-
-def _method(estimator: Any, name: str, scorer: str) -> Any:
-    method = getattr(estimator, name, None)
-    if method is None:
-        raise InputError(
-            f"{scorer} needs an estimator with the method {name}; {type(estimator).__name__} has none."
-        )
-    return method

@@ -5,11 +5,18 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.base import is_classifier
 
+from gpvi._pipelines import require
 from gpvi.exceptions import InputError, UnsupportedError
 
-__all__ = ["Response", "check_response", "class_index", "moments"]
+__all__ = ["Response", "check_distribution", "check_response", "class_index", "moments"]
 
 Response = Literal["observation", "latent"]
+
+
+def check_distribution(estimator: Any, purpose: str, method: str) -> None:
+    """Raise unless a regressor has the method, or a classifier gives probabilities."""
+    require(estimator, "fit", purpose)
+    require(estimator, "predict_proba" if is_classifier(estimator) else method, purpose)
 
 
 def check_response(estimator: Any, response: str) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
+from gpvi._pipelines import final_step, require
 from gpvi.exceptions import InputError
 from gpvi.plotting._axes import axes_for, require_matplotlib
 
@@ -93,7 +94,7 @@ class ConvergenceDisplay:
         Parameters
         ----------
         estimator : estimator
-            A fitted estimator of gpvi.
+            A fitted estimator of gpvi, or a Pipeline that ends with one.
         against : {"evaluation", "seconds"}
             Horizontal axis.
         gap : bool
@@ -114,7 +115,10 @@ class ConvergenceDisplay:
             Without matplotlib.
         """
         require_matplotlib(cls.__name__)
-        check_is_fitted(estimator, "history_")
+        estimator, _ = final_step(estimator)
+        require(estimator, "fit", cls.__name__)
+        check_is_fitted(estimator)
+        require(estimator, "history_", cls.__name__)
         history = list(estimator.history_)
         if not history:
             raise InputError("history_ is empty: the fit evaluated its objective not once.")

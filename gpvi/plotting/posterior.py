@@ -9,10 +9,17 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtri
 from sklearn.base import is_classifier
 
+from gpvi._pipelines import final_step
 from gpvi.exceptions import InputError, UnsupportedError
 from gpvi.plotting._axes import axes_for, require_matplotlib
 from gpvi.plotting._inputs import Feature, Inputs
-from gpvi.plotting._response import Response, check_response, class_index, moments
+from gpvi.plotting._response import (
+    Response,
+    check_distribution,
+    check_response,
+    class_index,
+    moments,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,7 +129,8 @@ class PosteriorDisplay:
         Parameters
         ----------
         estimator : estimator
-            A fitted estimator of gpvi. Of a classifier, the probability of one class is drawn.
+            A fitted estimator of gpvi; of a classifier, the probability of one class is drawn. Of a
+            Pipeline that ends with one, the last step is drawn over its own inputs.
         X : array-like or data frame, shape [N, D]
             Inputs; they give the range of the grid and the medians of the other columns.
         y : array-like, shape [N], optional
@@ -170,6 +178,8 @@ class PosteriorDisplay:
             Without matplotlib.
         """
         require_matplotlib(cls.__name__)
+        estimator, X = final_step(estimator, X)
+        check_distribution(estimator, cls.__name__, "predict_interval")
         check_response(estimator, response)
         inputs = Inputs.of(estimator, X)
         if feature is None:

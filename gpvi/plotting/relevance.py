@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
+from gpvi._pipelines import final_step, require
 from gpvi.exceptions import InputError
 from gpvi.kernels import input_dimensions
 from gpvi.plotting._axes import axes_for, require_matplotlib
@@ -30,7 +31,7 @@ def ard_relevance(estimator: Any) -> np.ndarray:
     Parameters
     ----------
     estimator : estimator
-        A fitted estimator of gpvi.
+        A fitted estimator of gpvi, or a Pipeline that ends with one.
 
     Returns
     -------
@@ -52,7 +53,10 @@ def ard_relevance(estimator: Any) -> np.ndarray:
     >>> bool(relevance[1] > 10 * relevance[0])
     True
     """
-    check_is_fitted(estimator, "kernel_")
+    estimator, _ = final_step(estimator)
+    require(estimator, "fit", "ard_relevance")
+    check_is_fitted(estimator)
+    require(estimator, "kernel_", "ard_relevance")
     num_features = estimator.n_features_in_
     relevance = np.full(num_features, np.nan)
     for part, dimensions in input_dimensions(estimator.kernel_, num_features):
@@ -107,7 +111,7 @@ class RelevanceDisplay:
         Parameters
         ----------
         estimator : estimator
-            A fitted estimator of gpvi.
+            A fitted estimator of gpvi, or a Pipeline that ends with one.
         max_features : int, optional
             Draw only so many columns, the most relevant ones.
         ax : matplotlib Axes, optional
@@ -126,6 +130,7 @@ class RelevanceDisplay:
             Without matplotlib.
         """
         require_matplotlib(cls.__name__)
+        estimator, _ = final_step(estimator)
         relevance = ard_relevance(estimator)
         display = cls(relevance, feature_names(estimator, len(relevance)))
         return display.plot(ax=ax, max_features=max_features)

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from sklearn.base import is_classifier
 from sklearn.utils.validation import check_is_fitted
 
+from gpvi._pipelines import final_step
 from gpvi.exceptions import InputError
 from gpvi.metrics import (
     ReliabilityCurve,
@@ -17,7 +18,7 @@ from gpvi.metrics import (
     top_label,
 )
 from gpvi.plotting._axes import axes_for, require_matplotlib
-from gpvi.plotting._response import class_index
+from gpvi.plotting._response import check_distribution, class_index
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,7 +109,7 @@ class ReliabilityDisplay:
         Parameters
         ----------
         estimator : estimator
-            A fitted estimator of gpvi.
+            A fitted estimator of gpvi, or a Pipeline that ends with one.
         X : array-like or data frame, shape [N, D]
             Held-out inputs.
         y : array-like, shape [N]
@@ -147,6 +148,8 @@ class ReliabilityDisplay:
             Without matplotlib.
         """
         require_matplotlib(cls.__name__)
+        estimator, X = final_step(estimator, X)
+        check_distribution(estimator, cls.__name__, "predict_quantiles")
         check_is_fitted(estimator)
         if not is_classifier(estimator):
             levels = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES

@@ -10,7 +10,7 @@ import scipy.stats
 from sklearn.datasets import load_iris
 
 from gpvi.estimators import Fixed, GPClassifier, LeaveOneOutClasses
-from gpvi.exceptions import ConvergenceWarning, InputError
+from gpvi.exceptions import ConvergenceWarning, InputError, UnsupportedError
 from gpvi.likelihoods import BernoulliLikelihood
 
 pytestmark = pytest.mark.filterwarnings("ignore:The fit is not converged")
@@ -192,7 +192,7 @@ class TestLikelihoods:
     def test_binary_likelihoods_need_two_classes(self) -> None:
         with pytest.raises(InputError, match=r"likelihood is 'probit'.*'softmax'"):
             classifier(likelihood="probit").fit(X, THREE)
-        with pytest.raises(InputError, match="BernoulliLikelihood"):
+        with pytest.raises(UnsupportedError, match="BernoulliLikelihood"):
             classifier(likelihood=BernoulliLikelihood()).fit(X, THREE)
 
     def test_latent_functions(self, two: GPClassifier, three: GPClassifier) -> None:

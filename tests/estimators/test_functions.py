@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpvi.estimators import FunctionSamples, GPClassifier, GPCountRegressor, GPRegressor
-from gpvi.exceptions import InputError, UnsupportedError
+from gpvi.exceptions import ExtrapolationWarning, InputError, UnsupportedError
 
 pytestmark = pytest.mark.filterwarnings("ignore:The fit is not converged")
 
@@ -86,7 +86,7 @@ def test_frames_and_lists() -> None:
     plain = GPRegressor(max_iter=2, random_state=0).fit(X, F)
     functions = plain.sample_functions(2, random_state=0, num_features=50)
     assert np.array_equal(functions(X.tolist()), functions(X))
-    with pytest.raises(InputError, match=r"3 columns.*drawn for 2"):
+    with pytest.raises(InputError, match=r"3 features.*expecting 2"):
         functions(np.ones((2, 3)))
     with pytest.raises(InputError, match="NaN"):
         functions(np.full((2, 2), np.nan))
@@ -104,3 +104,39 @@ def test_kernels_without_random_features() -> None:
             model = GPRegressor(kernel=kernel, max_iter=1, random_state=0).fit(X, F)
         with pytest.raises(UnsupportedError, match=r"White|PiecewisePolynomial"):
             model.sample_functions(1)
+
+
+def test_inputs_are_checked_as_for_predict() -> None:
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(X, columns=["a", "b"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = GPRegressor(max_iter=1, random_state=0).fit(frame, F)
+    functions = model.sample_functions(2, random_state=0, num_features=50)
+    values = functions(frame)
+    for wrong in (frame[["b", "a"]], frame.rename(columns={"a": "c"})):
+        messages = []
+        for call in (model.predict, functions):
+            with pytest.raises(InputError, match="feature names should match") as caught:
+                call(wrong)
+            messages.append(str(caught.value))
+        assert messages[0] == messages[1]
+    with pytest.warns(UserWarning, match="FunctionSamples was fitted with feature names"):
+        assert np.allclose(functions(X), values, rtol=1e-9)
+    # What a later fit of the estimator sees is another matter.
+    model.fit(frame.rename(columns={"a": "c"}), F)
+    assert np.array_equal(functions(frame), values)
+
+
+def test_far_inputs_and_unseen_categories_warn() -> None:
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"a": X[:, 0], "kind": pd.Categorical(np.where(F > 0, "up", "down"))})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = GPRegressor(max_iter=1, random_state=0).fit(frame, F)
+    functions = model.sample_functions(2, random_state=0, num_features=50)
+    with pytest.warns(ExtrapolationWarning, match="far outside the inputs of the fit"):
+        functions(frame.assign(a=1e3))
+    new = pd.Categorical(["sideways"] * len(frame))
+    with pytest.warns(ExtrapolationWarning, match="a category that the fit did not see"):
+        functions(frame.assign(kind=new))

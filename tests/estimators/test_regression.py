@@ -294,5 +294,5 @@ def test_latent_predictions_have_neither_noise_nor_extras(fitted: GPRegressor) -
     mean, std = fitted.predict(NEW, return_std=True)
     f, spread = fitted.predict(NEW, return_std=True, latent=True)
     assert np.allclose(f, mean) and (spread < std).all()
-    with pytest.raises(InputError, match="latent=True and noise"):
+    with pytest.raises(InputError, match="latent=True and noise_variance:"):
         fitted.predict(NEW, latent=True, noise_variance=1.0)

@@ -84,7 +84,8 @@ class TestSummary:
         for cls, y, limit, chosen in cases:
             summary = cls(max_iter=1, num_inducing=10, random_state=0).fit(X, y).summary()
             side = "at most" if chosen == "exact" else "more than"
-            assert summary.reason == f"auto: 40 rows are {side} {limit}"
+            assert summary.reason.startswith(f"auto: 40 rows are {side} {limit}")
+            assert ("num_inducing=10 is not used" in summary.reason) == (chosen == "exact")
             assert summary.approximation.lower().startswith(chosen)
 
     def test_warnings_are_kept_and_issued_once(self) -> None:

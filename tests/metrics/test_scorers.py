@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
 from gpvi import GPRegressor
@@ -104,3 +107,30 @@ def test_other_estimators_are_refused_by_name(name: str, method: str) -> None:
 def test_coverage_must_be_a_probability(coverage: Any) -> None:
     with pytest.raises(InputError, match="coverage is"):
         CoverageScorer(coverage)
+
+
+class TestPipelines:
+    @pytest.mark.parametrize("name", list(SCORERS))
+    def test_the_last_step_is_asked(self, name: str) -> None:
+        scorer, inner = SCORERS[name], Normal(0.8)
+        pipeline = make_pipeline(StandardScaler(), make_pipeline(StandardScaler(), inner))
+        pipeline.fit(X, Y)
+        assert scorer(pipeline, X, Y) == scorer(inner, X, Y)
+        assert scorer(make_pipeline(inner), X, Y) == scorer(inner, X, Y)
+
+    def test_inputs_are_transformed(self) -> None:
+        y = np.sin(X[:, 0])
+        pipeline = make_pipeline(StandardScaler(), GPRegressor(optimizer=None)).fit(1e3 * X, y)
+        inner = StandardScaler().fit_transform(1e3 * X)
+        assert nlpd_scorer(pipeline, 1e3 * X, y) == pytest.approx(
+            nlpd_scorer(pipeline[-1], inner, y)
+        )
+        scores = cross_val_score(pipeline, 1e3 * X, y, cv=2, scoring=crps_scorer)
+        assert np.isfinite(scores).all() and scores.min() > -0.5
+
+    def test_other_last_steps_are_named(self) -> None:
+        pipeline = make_pipeline(StandardScaler(), LinearRegression()).fit(X, Y)
+        with pytest.raises(InputError, match="log_predictive_density; LinearRegression has none"):
+            nlpd_scorer(pipeline, X, Y)
+        with pytest.raises(InputError, match="got the class GPRegressor"):
+            crps_scorer(GPRegressor, X, Y)

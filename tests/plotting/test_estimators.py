@@ -5,9 +5,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from gpvi import GPClassifier, GPCountRegressor, GPRegressor
 from gpvi.datasets import make_banana, make_counts, make_gap_regression
+from gpvi.exceptions import InputError
 from gpvi.metrics import CoverageScorer, crps_from_samples, crps_scorer, nlpd_scorer
 from gpvi.plotting import (
     ConvergenceDisplay,
@@ -132,3 +136,48 @@ def test_scorers(curve: tuple[Any, Any], counts: tuple[Any, Any], banana: tuple[
         assert np.isfinite(nlpd_scorer(fitted, data.data, data.target))
     for fitted, data in (curve, counts):
         assert -1 <= CoverageScorer(0.9)(fitted, data.data, data.target) <= 0
+
+
+def test_pipelines_show_their_last_step(banana: tuple[Any, Any]) -> None:
+    X = np.random.default_rng(0).uniform(0, 1e3, size=(30, 2))
+    y = np.sin(X[:, 0] / 200)
+    model = make_pipeline(StandardScaler(), GPRegressor(max_iter=5, random_state=0)).fit(X, y)
+    inner, Z = model[-1], model[:-1].transform(X)
+    found = PosteriorDisplay.from_estimator(model, X, y, feature=0)
+    assert np.array_equal(found.mean, PosteriorDisplay.from_estimator(inner, Z, y, feature=0).mean)
+    assert found.data is not None and np.array_equal(found.data[0], Z[:, 0])
+    chart = PosteriorMapDisplay.from_estimator(model, X, num_points=5)
+    assert np.array_equal(
+        chart.mean, PosteriorMapDisplay.from_estimator(inner, Z, num_points=5).mean
+    )
+    error = ReliabilityDisplay.from_estimator(inner, Z, y).error
+    assert ReliabilityDisplay.from_estimator(model, X, y).error == error
+    assert len(ConvergenceDisplay.from_estimator(model).traces)
+    assert np.array_equal(ard_relevance(model), ard_relevance(inner))
+    names = RelevanceDisplay.from_estimator(model).feature_names
+    assert names == RelevanceDisplay.from_estimator(inner).feature_names
+    classes = make_pipeline(StandardScaler(), banana[0])
+    problem = banana[1]
+    classes.fit(problem.data, problem.target)
+    ReliabilityDisplay.from_estimator(classes, problem.data, problem.target)
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_other_estimators_are_refused(wrap: bool) -> None:
+    X = np.arange(12.0).reshape(6, 2)
+    model = LinearRegression()
+    model = (make_pipeline(StandardScaler(), model) if wrap else model).fit(X, X[:, 0])
+    calls = {
+        "PosteriorDisplay": lambda m: PosteriorDisplay.from_estimator(m, X, feature=0),
+        "PosteriorMapDisplay": lambda m: PosteriorMapDisplay.from_estimator(m, X),
+        "ReliabilityDisplay": lambda m: ReliabilityDisplay.from_estimator(m, X, X[:, 0]),
+        "ConvergenceDisplay": ConvergenceDisplay.from_estimator,
+        "ard_relevance": RelevanceDisplay.from_estimator,
+    }
+    for name, call in calls.items():
+        with pytest.raises(InputError, match=rf"{name} needs .*; LinearRegression has none"):
+            call(model)
+        with pytest.raises(InputError, match=rf"{name} needs .*; NoneType has none"):
+            call(None)
+        with pytest.raises(InputError, match=rf"{name} got the class GPRegressor"):
+            call(GPRegressor)
