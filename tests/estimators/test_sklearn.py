@@ -168,6 +168,7 @@ class TestSearches:
         assert mean.shape == std.shape == (50,) and pipeline.score(X, y) > 0.9
 
 
+@pytest.mark.slow
 class TestProcesses:
     @pytest.mark.slow
     @pytest.mark.parametrize("cls", ESTIMATORS)
