@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpvi._warnings import warn
 from gpvi.approximations import Marginals, Paths, Posterior, sample_paths
 from gpvi.estimators.scaling import Standardizer
-from gpvi.exceptions import InputError
+from gpvi.exceptions import ExtrapolationWarning, InputError
 from gpvi.likelihoods import (
     Likelihood,
     as_likelihood,
@@ -134,6 +135,14 @@ class FittedModel:
         mean, variance = self._in_pieces(
             X, rows, batch_size, lambda m, v, extras: model.predict_mean_var(m, v, **extras)
         )
+        infinite = ~(np.isfinite(mean) & np.isfinite(variance))
+        if infinite.any():
+            warn(
+                f"{int(infinite.sum())} of {len(X)} predictions have an infinite mean or variance, the first "
+                f"in row {int(np.flatnonzero(infinite)[0])}: f is so uncertain there that the link "
+                "overflows; predict_quantiles and latent=True still say something.",
+                ExtrapolationWarning,
+            )
         return self.y_map.inverse(mean), variance * self.y_map.scale**2
 
     def covariance(self, X: np.ndarray, rows: "Rows") -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ import scipy.stats
 from sklearn.metrics import d2_tweedie_score
 
 from gpvi.estimators import Fixed, GPCountRegressor
+from gpvi.exceptions import ExtrapolationWarning
 from gpvi.likelihoods import PoissonLikelihood
 
 pytestmark = pytest.mark.filterwarnings("ignore:The fit is not converged")
@@ -94,6 +95,17 @@ class TestRates:
         whole = exposed.predict(X, return_std=True, exposure=EXPOSURE)
         pieces = exposed.predict(X, return_std=True, exposure=EXPOSURE, batch_size=7)
         assert np.allclose(whole, pieces)
+
+
+def test_rates_that_overflow_are_announced() -> None:
+    rng = np.random.default_rng(0)
+    inputs, counts = rng.uniform(-1, 1, (25, 1)), rng.poisson(3, 25)
+    model = counter(kernel="matern32 * linear", mean="zero", optimizer=None).fit(inputs, counts)
+    far = np.array([[0.5], [1e4]])
+    with pytest.warns(ExtrapolationWarning) as caught:
+        mean = model.predict(far)
+    assert any("infinite mean or variance, the first in row 1" in str(w.message) for w in caught)
+    assert np.isfinite(mean[0]) and np.isinf(mean[1])
 
 
 class TestExposure:
