@@ -7,6 +7,7 @@ project.
 """
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -40,7 +41,7 @@ from gpvi.likelihoods import as_likelihood
 __all__ = ["GaussianProcessEstimator"]
 
 
-class GaussianProcessEstimator(BaseEstimator):
+class GaussianProcessEstimator(BaseEstimator, ABC):
     """Base class of the estimators; see :class:`GPRegressor` for the options.
 
     Parameters
@@ -342,7 +343,6 @@ class GaussianProcessEstimator(BaseEstimator):
             likelihood=likelihood,
             num_latents=as_likelihood(likelihood).num_latents,
             ard=bool(self.ard),
-            standardize=bool(self.standardize),
             x_map=x_map,
             y_map=y_map,
             target_scale=scale,
@@ -413,21 +413,21 @@ class GaussianProcessEstimator(BaseEstimator):
     def _pieces(self, batch_size: Any) -> int | None:
         return None if batch_size is None else check_integer("batch_size", batch_size, 1)
 
+    @abstractmethod
     def _likelihoods(self) -> Mapping[str, LikelihoodBuilder]:
         """Likelihoods that have a name here."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _targets(self, y: Any, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Checked targets in their own units, and which rows have one."""
-        raise NotImplementedError
 
     def _learn_targets(self, targets: np.ndarray) -> np.ndarray:
         """Numbers for the likelihood, from the targets of the rows that are fitted."""
         return targets
 
+    @abstractmethod
     def _encoded(self, y: Any, num_rows: int) -> np.ndarray:
         """Numbers for the likelihood, from new targets."""
-        raise NotImplementedError
 
     def _decoded(self, targets: np.ndarray) -> np.ndarray:
         """Targets in the user's coding, from numbers of the likelihood."""

@@ -208,12 +208,7 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
         """
         array = self._new_inputs(X)
         pieces = self._pieces(batch_size)
-        logs = [
-            self._model.log_density(array, np.full(len(array), float(code)), {}, pieces)
-            for code in range(len(self.classes_))
-        ]
-        stacked = np.stack(logs, axis=1)
-        return stacked - np.logaddexp.reduce(stacked, axis=1, keepdims=True)
+        return self._model.log_probabilities(array, len(self.classes_), pieces)
 
     def decision_function(self, X: Any, *, batch_size: int | None = None) -> np.ndarray:
         """How much surer the prediction is of one class than of the others.

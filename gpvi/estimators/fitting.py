@@ -92,7 +92,7 @@ class FitOptions:
         Copied for every restart.
     num_latents : int
         Latent functions.
-    ard, standardize : bool
+    ard : bool
         As given.
     x_map, y_map : Standardizer
         To the units of the fit.
@@ -132,7 +132,6 @@ class FitOptions:
     likelihood: gpytorch.likelihoods.Likelihood
     num_latents: int
     ard: bool
-    standardize: bool
     x_map: Standardizer
     y_map: Standardizer
     target_scale: float
@@ -370,7 +369,7 @@ def _prepare(
     )
     start_hyperparameters(options.hyperparameters, parameters, ranges)
     if number:
-        vector = ParameterVector({"gp": gp, "likelihood": likelihood})
+        vector = ParameterVector({"gp": gp, "likelihood": likelihood}, options.target_scale)
         noise = torch.randn(vector.size, generator=generator, dtype=torch.float64).numpy()
         vector.assign(vector.values() + _RESTART_SPREAD * noise)
     return gp, likelihood

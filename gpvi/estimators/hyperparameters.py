@@ -350,6 +350,11 @@ def _bound(parameter: Hyperparameter, bounds: tuple[Any, Any], name: str) -> Non
             f"The bounds {bounds!r} of hyperparameters[{name!r}] leave nothing of the range of "
             f"{parameter.path}; move them."
         )
+    if any(np.isinf(side).any() and not np.isinf(side).all() for side in (lower, upper)):
+        raise InputError(
+            f"The bounds {bounds!r} of hyperparameters[{name!r}] are open for some columns and not for "
+            "others; give every column a number, or pass None for all."
+        )
     raw_name = f"raw_{parameter.name}"
     module = parameter.module
     if not isinstance(module, gpytorch.Module) or not hasattr(module, raw_name):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import check_array, validate_data
+from sklearn.utils.validation import validate_data
 
 from gpvi._warnings import warn
 from gpvi.estimators.validation import check_finite_inputs, own_errors
@@ -113,28 +113,9 @@ class InputColumns:
                 )
             else:
                 X = validate_data(estimator, X, reset=False, skip_check_array=True)
-                array = self.numbers(X, name)
+                array = _numbers(X, self.levels, name)
         check_finite_inputs(array, name, self.names)
         return array
-
-    def numbers(self, X: Any, owner: str) -> np.ndarray:
-        """Matrix of numbers, with codes in categorical columns.
-
-        Parameters
-        ----------
-        X : array-like, shape [N, D]
-            Inputs.
-        owner : str
-            Class name, for messages.
-
-        Returns
-        -------
-        ndarray of float64, shape [N, D]
-            Not checked for NaN.
-        """
-        if not self.levels:
-            return check_array(X, dtype=np.float64, ensure_all_finite=False, input_name="X")
-        return _numbers(X, self.levels, owner)
 
     def warn_if_far(self, X: np.ndarray) -> None:
         """Warn where new inputs lie far outside the range of the fit.
@@ -208,15 +189,10 @@ def learn_columns(
             array = _numbers(X, levels, name)
         else:
             levels = {}
-            array = check_array(
-                X, dtype=np.float64, ensure_all_finite=False, estimator=estimator, input_name="X"
-            )
+            # Sets the number of columns, too: lists have none until they are an array.
+            array = validate_data(estimator, X, dtype=np.float64, ensure_all_finite=False)
     if len(array) < 2:
         raise InputError(f"X of {name} holds 1 sample only; a fit needs at least 2 samples (rows).")
-    if not positions:
-        # Lists have no width until they are an array.
-        with own_errors(f"X of {name}"):
-            validate_data(estimator, X, dtype=np.float64, ensure_all_finite=False)
     names = getattr(estimator, "feature_names_in_", None)
     check_finite_inputs(array, name, names)
     return InputColumns(names, levels, array.min(0), array.max(0)), array.copy()

@@ -12,7 +12,8 @@ from torch import Tensor
 from gpvi._warnings import warn
 from gpvi.approximations import Marginals, Paths, Posterior, sample_paths
 from gpvi.estimators.scaling import Standardizer
-from gpvi.exceptions import ExtrapolationWarning, InputError
+from gpvi.estimators.validation import check_row_names
+from gpvi.exceptions import ExtrapolationWarning
 from gpvi.likelihoods import (
     Likelihood,
     as_likelihood,
@@ -21,7 +22,7 @@ from gpvi.likelihoods import (
 )
 from gpvi.linalg import mat_vec
 
-__all__ = ["FittedModel"]
+__all__ = ["FittedModel", "label_densities", "normalised"]
 
 _PREDICTION_ROWS = 4_096
 
@@ -71,11 +72,6 @@ class FittedModel:
         """The likelihood behind this package's interface."""
         return as_likelihood(self.likelihood)
 
-    @property
-    def num_latents(self) -> int:
-        """Latent functions."""
-        return self.observation.num_latents
-
     def latent(self, X: np.ndarray, batch_size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of f.
 
@@ -91,7 +87,7 @@ class FittedModel:
         mean, variance : ndarray, shape [N] or [L, N]
             In the units of y.
         """
-        mean, variance = self._in_pieces(X, {}, batch_size, lambda m, v, rows: (m, v))
+        mean, variance = self._in_pieces(X, {}, batch_size, lambda model, m, v, rows: (m, v))
         return self.y_map.inverse(mean), variance * self.y_map.scale**2
 
     def latent_covariance(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -131,9 +127,8 @@ class FittedModel:
         mean, variance : ndarray, shape [N]
             In the units of y.
         """
-        model = self.observation
         mean, variance = self._in_pieces(
-            X, rows, batch_size, lambda m, v, extras: model.predict_mean_var(m, v, **extras)
+            X, rows, batch_size, lambda model, m, v, e: model.predict_mean_var(m, v, **e)
         )
         infinite = ~(np.isfinite(mean) & np.isfinite(variance))
         if infinite.any():
@@ -163,9 +158,10 @@ class FittedModel:
             In the units of y squared.
         """
         mean, covariance = self._joint(X)
-        extras = self._extras(rows, slice(None), len(X))
+        model = self.observation
+        extras = self._extras(model, rows, slice(None), len(X))
         with torch.no_grad():
-            mean, covariance = observation_covariance(self.observation, mean, covariance, **extras)
+            mean, covariance = observation_covariance(model, mean, covariance, **extras)
         return self.y_map.inverse(_array(mean)), _array(covariance) * self.y_map.scale**2
 
     def quantiles(
@@ -193,9 +189,11 @@ class FittedModel:
         ndarray, shape [Q, N]
             In the units of y.
         """
-        model = self.observation
         (values,) = self._in_pieces(
-            X, rows, batch_size, lambda m, v, e: (model.predict_quantiles(levels, m, v, **e),)
+            X,
+            rows,
+            batch_size,
+            lambda model, m, v, e: (model.predict_quantiles(levels, m, v, **e),),
         )
         return self.y_map.inverse(values)
 
@@ -220,15 +218,37 @@ class FittedModel:
         ndarray, shape [N]
             Nats, of a density over the units of y.
         """
-        model = self.observation
         targets = {"_targets": self.y_map(y)}
 
-        def score(mean: Tensor, variance: Tensor, extras: dict[str, Tensor]) -> tuple[Tensor]:
-            values = extras.pop("_targets")
-            return (model.predict_log_density(values, mean, variance, **extras),)
+        def score(model: Likelihood, m: Tensor, v: Tensor, e: dict[str, Tensor]) -> tuple[Tensor]:
+            return (model.predict_log_density(e.pop("_targets"), m, v, **e),)
 
         (density,) = self._in_pieces(X, {**rows, **targets}, batch_size, score)
         return density - np.log(self.y_map.scale)
+
+    def log_probabilities(
+        self, X: np.ndarray, num_classes: int, batch_size: int | None = None
+    ) -> np.ndarray:
+        """Log probabilities of labels coded 0, ..., C - 1, normalised.
+
+        Parameters
+        ----------
+        X : ndarray, shape [N, D]
+            Inputs.
+        num_classes : int
+            C.
+        batch_size : int, optional
+            Rows at a time.
+
+        Returns
+        -------
+        ndarray, shape [N, C]
+            In nats.
+        """
+        logs = self._in_pieces(
+            X, {}, batch_size, lambda model, m, v, e: label_densities(model, m, v, num_classes)
+        )
+        return normalised(np.stack(logs, axis=1))
 
     def samples(
         self, X: np.ndarray, num_samples: int, rows: "Rows", generator: torch.Generator
@@ -251,7 +271,8 @@ class FittedModel:
         ndarray, shape [S, N]
             In the units of y.
         """
-        extras = self._extras(rows, slice(None), len(X))
+        model = self.observation
+        extras = self._extras(model, rows, slice(None), len(X))
         mean, covariance = self._joint(X)
         with torch.no_grad():
             # An eigenvalue root needs no jitter where noise-free rows repeat.
@@ -260,8 +281,8 @@ class FittedModel:
             shape = (num_samples, *mean.shape)
             noise = torch.randn(shape, generator=generator, dtype=torch.float64).to(mean)
             values = mean + mat_vec(root, noise)
-            values = values if self.num_latents == 1 else values.mT
-            y = sample_observations(self.observation, values, generator, **extras)
+            values = values if model.num_latents == 1 else values.mT
+            y = sample_observations(model, values, generator, **extras)
         return self.y_map.inverse(_array(y))
 
     def paths(self, num_paths: int, num_features: int, generator: torch.Generator) -> Paths:
@@ -318,22 +339,22 @@ class FittedModel:
         X: np.ndarray,
         rows: "Rows",
         batch_size: int | None,
-        function: Callable[[Tensor, Tensor, dict[str, Tensor]], tuple[Tensor, ...]],
+        function: Callable[[Likelihood, Tensor, Tensor, dict[str, Tensor]], tuple[Tensor, ...]],
     ) -> list[np.ndarray]:
         """A function of the latent moments, a bounded number of rows at a time."""
         size = _PREDICTION_ROWS if batch_size is None else batch_size
-        pieces = []
+        model, pieces = self.observation, []
         with torch.no_grad():
             for start in range(0, len(X), size):
                 part = slice(start, min(start + size, len(X)))
                 moments = self.posterior.predict(self.inputs(X[part]))
                 assert isinstance(moments, Marginals)
-                extras = self._extras(rows, part, part.stop - start)
-                results = function(moments.mean, moments.variance, extras)
+                extras = self._extras(model, rows, part, part.stop - start)
+                results = function(model, moments.mean, moments.variance, extras)
                 pieces.append([_array(result) for result in results])
         return [np.concatenate(parts, axis=-1) for parts in zip(*pieces, strict=True)]
 
-    def _extras(self, rows: "Rows", part: slice, size: int) -> dict[str, Tensor]:
+    def _extras(self, model: Likelihood, rows: "Rows", part: slice, size: int) -> dict[str, Tensor]:
         values = {
             name: torch.as_tensor(array[part]).to(self.targets) for name, array in rows.items()
         }
@@ -342,14 +363,49 @@ class FittedModel:
         elif "noise" in self.row_names:
             # The known noise of the fit's rows says nothing about a new row.
             values["noise"] = torch.zeros(size).to(self.targets)
-        unknown = set(values) - self.observation.row_arguments - {"_targets"}
-        if unknown:
-            arguments = {"noise": "noise_variance"}
-            named = ", ".join(arguments.get(name, name) for name in sorted(unknown))
-            raise InputError(
-                f"{type(self.likelihood).__name__} has no use for {named}; leave it out."
-            )
+        check_row_names(self.likelihood, set(values) - {"_targets"}, model.row_arguments)
         return values
+
+
+def label_densities(
+    model: Likelihood, mean: Tensor, variance: Tensor, num_classes: int
+) -> tuple[Tensor, ...]:
+    """Log predictive density of every label, each with shape [N].
+
+    Parameters
+    ----------
+    model : Likelihood
+        Of labels coded 0, ..., C - 1.
+    mean, variance : Tensor, shape [N] or [L, N]
+        Of f.
+    num_classes : int
+        C.
+
+    Returns
+    -------
+    tuple of Tensor
+        C of them.
+    """
+    return tuple(
+        model.predict_log_density(mean.new_full(mean.shape[-1:], code), mean, variance)
+        for code in range(num_classes)
+    )
+
+
+def normalised(logs: np.ndarray) -> np.ndarray:
+    """Log probabilities that sum to one over the last axis.
+
+    Parameters
+    ----------
+    logs : ndarray, shape [..., C]
+        Log densities.
+
+    Returns
+    -------
+    ndarray, shape [..., C]
+        Less their log sum.
+    """
+    return logs - np.logaddexp.reduce(logs, axis=-1, keepdims=True)
 
 
 def _array(values: Tensor) -> np.ndarray:

@@ -18,6 +18,7 @@ from gpvi.estimators.validation import (
     check_flag,
     check_integer,
     check_number,
+    check_row_names,
 )
 from gpvi.exceptions import InputError, UnsupportedError
 from gpvi.inference import OBJECTIVES
@@ -257,11 +258,7 @@ def check_data(
         Names the likelihood and the offending value.
     """
     model, name = as_likelihood(likelihood), type(likelihood).__name__
-    arguments = {"noise": "noise_variance"}
-    for row in sorted(set(data.rows) - model.row_arguments):
-        raise InputError(
-            f"{name} has no use for {arguments.get(row, row)}; leave it out or choose another likelihood."
-        )
+    check_row_names(likelihood, set(data.rows), model.row_arguments)
     rows = {key: torch.as_tensor(values) for key, values in data.rows.items()}
     model.check_targets(torch.tensor(data.y), **rows)
     try:

@@ -9,7 +9,7 @@ from torch import Tensor
 from gpvi.approximations import Marginals, Posterior
 from gpvi.estimators.fitting import FitOutcome
 from gpvi.estimators.inputs import InputColumns
-from gpvi.estimators.model import FittedModel
+from gpvi.estimators.model import FittedModel, label_densities, normalised
 from gpvi.estimators.units import Hyperparameter
 from gpvi.exceptions import UnsupportedError
 
@@ -123,14 +123,9 @@ def leave_one_out_classes(model: FittedModel, name: str, num_classes: int) -> Le
         If the fit has no sites of single rows.
     """
     cavity = _cavity(model, name)
-    logs = np.stack(
-        [
-            _densities(model, cavity, torch.full_like(model.targets, float(code)))
-            for code in range(num_classes)
-        ],
-        axis=1,
-    )
-    logs -= np.logaddexp.reduce(logs, axis=1, keepdims=True)
+    with torch.no_grad():
+        densities = label_densities(model.observation, cavity.mean, cavity.variance, num_classes)
+    logs = normalised(torch.stack(densities, dim=-1).double().cpu().numpy())
     own = np.take_along_axis(logs, model.targets.cpu().numpy().astype(np.int64)[:, None], 1)[:, 0]
     probabilities = np.full((len(model.used), num_classes), np.nan)
     probabilities[model.used] = np.exp(logs)

@@ -227,9 +227,7 @@ def _kernel_factor(
         isinstance(owner, WhiteKernel) and name == "variance"
     ):
         return (y_scale**2, "y^2") if amplitude else (one, "")
-    x_scale = np.broadcast_to(
-        np.atleast_1d(x_map.scale), (max(len(np.atleast_1d(x_map.scale)), 1),)
-    )
+    x_scale = np.atleast_1d(x_map.scale)
     scales = x_scale[list(columns)] if columns else x_scale
     ard = getattr(owner, name).shape[-1:] == (len(scales),)
     if not ard and not np.allclose(scales, scales[0], rtol=1e-12):

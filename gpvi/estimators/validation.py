@@ -24,6 +24,7 @@ __all__ = [
     "check_length",
     "check_levels",
     "check_number",
+    "check_row_names",
     "check_seed",
     "own_errors",
     "row_values",
@@ -159,6 +160,31 @@ def row_values(
             f"{int(np.flatnonzero(bad)[0])} ({int(bad.sum())} such row(s)); correct or drop these rows."
         )
     return array
+
+
+def check_row_names(owner: object, names: set[str], accepted: frozenset[str]) -> None:
+    """Refuse extras of rows that a likelihood does not take, by the names that estimators give them.
+
+    Parameters
+    ----------
+    owner : object
+        The likelihood, for the message.
+    names : set of str
+        Extras, by the likelihood's names.
+    accepted : frozenset of str
+        Extras that it takes.
+
+    Raises
+    ------
+    InputError
+        Names those that it does not take.
+    """
+    unknown = sorted(names - accepted)
+    if unknown:
+        listed = ", ".join("noise_variance" if name == "noise" else name for name in unknown)
+        raise InputError(
+            f"{type(owner).__name__} has no use for {listed}; leave it out or choose another likelihood."
+        )
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -129,6 +129,11 @@ class TestOptionsThatDisagree:
         values = [row.value for row in rows if row.name.endswith("lengthscale")]
         assert 0.5 <= values[0] <= 0.6 and 3.0 <= values[1] <= 4.0
 
+    def test_bounds_open_for_some_columns(self):
+        wrong = {"lengthscale": Free(bounds=([0.5, 0.5], [np.inf, 9.0]))}
+        with pytest.raises(InputError, match="open for some columns"):
+            GPRegressor(hyperparameters=wrong).fit(X, Y)
+
     def test_bounds_of_another_length(self):
         wrong = {"lengthscale": Free(bounds=([0.5, 3.0, 1.0], 9.0))}
         with pytest.raises(InputError, match="one per column"):
