@@ -5,6 +5,7 @@ from gpvi.likelihoods.bernoulli import BernoulliLikelihood
 from gpvi.likelihoods.conversion import as_likelihood
 from gpvi.likelihoods.gaussian import GaussianLikelihood
 from gpvi.likelihoods.joint import observation_covariance
+from gpvi.likelihoods.linear_readout import LinearReadoutLikelihood
 from gpvi.likelihoods.poisson import PoissonLikelihood
 from gpvi.likelihoods.sampling import sample_observations
 from gpvi.likelihoods.slopes import expectation_slopes
@@ -14,6 +15,7 @@ __all__ = [
     "BernoulliLikelihood",
     "GaussianLikelihood",
     "Likelihood",
+    "LinearReadoutLikelihood",
     "PoissonLikelihood",
     "StudentTLikelihood",
     "as_likelihood",

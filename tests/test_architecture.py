@@ -102,7 +102,8 @@ def test_exceptions_import_nothing_of_ours(graph: dict[str, set[str]]) -> None:
 
 
 def test_files_stay_short(source_root: Path) -> None:
-    lengths = {n: len(p.read_text().splitlines()) for n, p in sources(source_root).items()}
+    written_by_hand = {n: p for n, p in sources(source_root).items() if "._passes_" not in n}
+    lengths = {n: len(p.read_text().splitlines()) for n, p in written_by_hand.items()}
     assert not {name: length for name, length in lengths.items() if length > MAX_LINES}
 
 

@@ -14,6 +14,9 @@ from gpvi.approximations.plan import GroupIndex, Plan
 from gpvi.approximations.posterior import Posterior
 from gpvi.approximations.selection import SELECTION_METHODS, select_inducing_points
 from gpvi.approximations.sites import Sites, SiteSpace
+from gpvi.approximations.state_space import StateSpace, StateSpacePlan
+from gpvi.approximations.state_space_posterior import StateSpacePosterior
+from gpvi.approximations.state_space_prior import StateSpacePrior
 from gpvi.approximations.white import White, WhitePosterior, WhitePrior
 
 __all__ = [
@@ -39,6 +42,10 @@ __all__ = [
     "ResidualDraw",
     "SiteSpace",
     "Sites",
+    "StateSpace",
+    "StateSpacePlan",
+    "StateSpacePosterior",
+    "StateSpacePrior",
     "White",
     "WhitePosterior",
     "WhitePrior",

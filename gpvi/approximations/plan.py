@@ -99,7 +99,7 @@ class GroupIndex:
                 f"groups has shape {tuple(groups.shape)} and dtype {groups.dtype}; "
                 "pass one integer label per row, shape [N]."
             )
-        groups = groups.to(self.labels)
+        groups = groups.to(self.labels).contiguous()
         position = torch.searchsorted(self.labels, groups).clamp_max(len(self.labels) - 1)
         unknown = self.labels[position] != groups
         if bool(unknown.any()):

@@ -13,6 +13,8 @@ from gpvi.inference.objectives import elbo, optimal_log_v, tighter_data_term, ti
 from gpvi.inference.parameters import ParameterVector, log_prior
 from gpvi.inference.problem import OBJECTIVES, FitProblem
 from gpvi.inference.records import Callback, FitRecord, FitResult, ProgressBar
+from gpvi.inference.streaming import OnlineFilter
+from gpvi.inference.whittle import debiased_whittle, whittle_initialize
 
 __all__ = [
     "OBJECTIVES",
@@ -25,11 +27,13 @@ __all__ = [
     "FitRecord",
     "FitResult",
     "Minibatcher",
+    "OnlineFilter",
     "ParameterVector",
     "ProgressBar",
     "WarmStart",
     "cvi",
     "data_term",
+    "debiased_whittle",
     "dual",
     "elbo",
     "fingerprint",
@@ -44,4 +48,5 @@ __all__ = [
     "save_state",
     "tighter_data_term",
     "tighter_elbo",
+    "whittle_initialize",
 ]

@@ -22,7 +22,7 @@ import gpvi.approximations
 import gpvi.inference
 import gpvi.kernels
 import gpvi.likelihoods
-from gpvi.approximations import exact_posterior, whitened
+from gpvi.approximations import _state_space_knots, exact_posterior, whitened
 from gpvi.exceptions import InputError
 from gpvi.likelihoods import wrapped_multi, wrapped_single
 from gpvi.linalg import quadrature
@@ -52,6 +52,7 @@ _FAMILIES: tuple[tuple[types.ModuleType, tuple[type, ...]], ...] = (
     (gpvi.approximations, (object,)),
     (exact_posterior, (gpvi.approximations.Posterior,)),
     (whitened, (object,)),
+    (_state_space_knots, (object,)),
     (quadrature, (quadrature.QuadratureRule,)),
 )
 # Further ones, one by one: a class whose methods write files or start processes has no place here.

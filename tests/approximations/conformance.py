@@ -23,6 +23,7 @@ from gpvi.approximations import (
     Posterior,
     Prior,
     Sites,
+    StateSpace,
     White,
 )
 from gpvi.kernels import WhiteKernel
@@ -49,6 +50,8 @@ class Entry:
     # Most negative site precision that leaves every posterior of the suite proper; 0 if none may be.
     lowest_precision: float = 0.0
     samples_anywhere: bool = True
+    # The basis are values of f: at the rows, at inducing inputs. Otherwise it is the path of a state.
+    basis_is_function: bool = True
     variants: tuple[str, ...] = VARIANTS
 
 
@@ -65,6 +68,20 @@ def matern(batch: torch.Size) -> gpytorch.kernels.Kernel:
     base.lengthscale = uniform(*batch, 1, 2, seed=1, low=0.5, high=1.5)
     kernel.outputscale = uniform(*batch, seed=2, low=0.7, high=1.8)
     return kernel
+
+
+def in_time(batch: torch.Size) -> gpytorch.kernels.Kernel:
+    """A sum of Markov kernels of the first column."""
+    rough = gpytorch.kernels.MaternKernel(nu=1.5, active_dims=(0,), batch_shape=batch).double()
+    turning = gpytorch.kernels.CosineKernel(active_dims=(0,), batch_shape=batch).double()
+    rough.lengthscale = uniform(*batch, 1, 1, seed=1, low=0.5, high=1.5)
+    turning.period_length = uniform(*batch, 1, 1, seed=12, low=0.5, high=1.5)
+    wobble = gpytorch.kernels.MaternKernel(nu=0.5, active_dims=(0,), batch_shape=batch).double()
+    parts = (rough, wobble * turning)
+    scaled = [gpytorch.kernels.ScaleKernel(k, batch_shape=batch).double() for k in parts]
+    scaled[0].outputscale = uniform(*batch, seed=2, low=0.7, high=1.8)
+    scaled[1].outputscale = uniform(*batch, seed=13, low=0.2, high=0.5)
+    return scaled[0] + scaled[1]
 
 
 def white(batch: torch.Size) -> gpytorch.kernels.Kernel:
@@ -100,6 +117,13 @@ ENTRIES = {
     "exact": Entry(lambda dtype: Exact(), matern, dense, lowest_precision=-0.05),
     "white": Entry(
         lambda dtype: White(), white, dense, lowest_precision=-0.4, samples_anywhere=False
+    ),
+    "state-space": Entry(
+        lambda dtype: StateSpace(),
+        in_time,
+        dense,
+        lowest_precision=-0.05,
+        basis_is_function=False,
     ),
     "inducing": Entry(
         inducing_points(),

@@ -155,6 +155,8 @@ def test_log_ratio_averages_to_minus_the_kl(problem):
 
 def test_log_ratio_is_prior_density_over_posterior_density(ungrouped_problem):
     """Against the density of a dense Gaussian at the inputs of the basis."""
+    if not ungrouped_problem.entry.basis_is_function:
+        pytest.skip("the basis has a test of its own")
     posterior = ungrouped_problem.posterior()
     z = ungrouped_problem.entry.basis_inputs(ungrouped_problem.approximation, ungrouped_problem.x)
     if ungrouped_problem.variant == "batch" and z is not ungrouped_problem.x:
@@ -348,19 +350,23 @@ def test_flat_groups_equal_separate_fits(grouped_problem):
     posterior = grouped_problem.posterior()
     draw = posterior.rsample((3,), generator=seeded())
     assert draw.values.shape == (3, *grouped_problem.sites.lam1.shape)
+    density, ratio = posterior.prior.log_prob(draw.basis), posterior.log_ratio(draw)
     for g, (rows, block) in enumerate(grouped_problem.blocks()):
         alone = block.posterior()
         close(posterior.log_partition[g], alone.log_partition)
         close(posterior.kl()[g], alone.kl())
         close(posterior.marginals().mean[..., rows], alone.marginals().mean)
         close(posterior.prior.mean[..., rows], alone.prior.mean)
+        assert density.shape == ratio.shape == (3, *posterior.kl().shape)
+        if not grouped_problem.entry.basis_is_function:
+            continue  # paths of states have tests of their own
         # The padded part of a basis of rows is no part of the group's density.
         basis = draw.basis[:, g]
         if not grouped_problem.entry.finite_basis:
             basis = basis[..., : len(rows)]
             close(basis, draw.values[..., rows])
-        close(posterior.prior.log_prob(draw.basis)[:, g], alone.prior.log_prob(basis), atol=1e-7)
-        close(posterior.log_ratio(draw)[:, g], alone.log_ratio(Draw(basis, basis)))
+        close(density[:, g], alone.prior.log_prob(basis), atol=1e-7)
+        close(ratio[:, g], alone.log_ratio(Draw(basis, basis)))
         white = posterior.prior.whiten(draw.basis)[:, g][..., : basis.shape[-1]]
         close(white, alone.prior.whiten(basis), atol=1e-7, rtol=1e-7)
 
@@ -390,7 +396,7 @@ def test_batch_of_kernels_equals_separate_kernels(latent_problem, suite):
             {
                 name: value[latent].reshape(gp.state_dict()[name].shape)
                 for name, value in latent_problem.gp.state_dict().items()
-                if name in gp.state_dict() and value.dim()
+                if name in gp.state_dict() and value.dim() and not name.endswith("active_dims")
             },
             strict=False,
         )

@@ -98,9 +98,10 @@ def test_compacted_posteriors_have_the_same_paths(problem):
 
 def test_paths_of_one_group(grouped_problem):
     """Padding rows, which are copies of real ones, have no say."""
-    inner = grouped_problem.posterior().inner
-    if not grouped_problem.entry.samples_anywhere:
-        pytest.skip("has no functions")
+    posterior = grouped_problem.posterior()
+    if not grouped_problem.entry.samples_anywhere or not hasattr(posterior, "inner"):
+        pytest.skip("groups have no functions")
+    inner = posterior.inner
     paths = sample_paths(inner, NUM_PATHS, num_features=400, generator=seeded(4))
     assert_moments(paths, inner, inner.prior.x[..., :2, :], 0.12)
     assert_moments(paths, inner, grouped_problem.new_inputs()[0], 0.12)

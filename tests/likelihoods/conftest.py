@@ -15,6 +15,7 @@ from gpvi.likelihoods import (
     BernoulliLikelihood,
     GaussianLikelihood,
     Likelihood,
+    LinearReadoutLikelihood,
     PoissonLikelihood,
     StudentTLikelihood,
     as_likelihood,
@@ -86,6 +87,11 @@ def softmax() -> Likelihood:
     return wrapped(theirs)
 
 
+def readout(base: Likelihood) -> Likelihood:
+    loadings = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, NUM_LATENTS).cos()
+    return LinearReadoutLikelihood(base, loadings, torch.tensor([0.2, -0.3]).double())
+
+
 REAL = torch.tensor([0.3, -1.2, 0.0, 2.5, 0.7], dtype=torch.float64)
 LABELS = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0], dtype=torch.float64)
 COUNTS = torch.tensor([0.0, 3.0, 1.0, 7.0, 2.0], dtype=torch.float64)
@@ -93,6 +99,7 @@ UNIT = torch.tensor([0.1, 0.5, 0.9, 0.3, 0.7], dtype=torch.float64)
 EXPOSURE = torch.tensor([0.5, 1.0, 2.0, 4.0, 1.5], dtype=torch.float64)
 NOISE = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.05], dtype=torch.float64)
 TASKS = torch.stack([REAL, LABELS, UNIT], dim=-1)
+PAIRS = torch.stack([COUNTS, COUNTS.flip(0)], dim=-1)
 
 CASES: dict[str, Case] = {
     "gaussian": Case(lambda: GaussianLikelihood(noise=0.2), REAL, {"noise": NOISE}),
@@ -157,6 +164,17 @@ CASES: dict[str, Case] = {
     "wrapped_multitask": Case(
         lambda: wrapped(gpytorch.likelihoods.MultitaskGaussianLikelihood(num_tasks=NUM_LATENTS)),
         TASKS,
+    ),
+    "readout_poisson": Case(
+        lambda: readout(PoissonLikelihood()), PAIRS, {"exposure": EXPOSURE}, impossible=-1.0
+    ),
+    "readout_gaussian": Case(
+        lambda: readout(GaussianLikelihood(noise=0.2, batch_shape=torch.Size([2]))),
+        TASKS[:, :2],
+        {"noise": NOISE},
+    ),
+    "readout_bernoulli": Case(
+        lambda: readout(BernoulliLikelihood(link="logit")), LABELS.unsqueeze(-1).expand(-1, 2)
     ),
 }
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import gpvi.approximations
-from gpvi.approximations import Approximation, Exact, InducingPoints, White
+from gpvi.approximations import Approximation, Exact, InducingPoints, StateSpace, White
 from gpvi.inference import elbo
 from gpvi.inference.cvi import cvi
 from gpvi.kernels import WhiteKernel
@@ -34,6 +34,11 @@ STRATEGIES: dict[str, type[Approximation]] = {
     "inducing points, data sites": InducingPoints,
     "exact": Exact,
     "white": White,
+    "state space": StateSpace,
+}
+KERNELS: dict[str, Callable[[], gpytorch.kernels.Kernel]] = {
+    "white": WhiteKernel,
+    "state space": lambda: gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5)),
 }
 
 
@@ -48,7 +53,7 @@ def build(name: str, make_model: type, rows: object, site_parameters: str) -> ob
             model, approximation, site_parameters=site_parameters, train_inputs=inputs
         )
 
-    return make_model(strategy, kernel=WhiteKernel() if name == "white" else None)
+    return make_model(strategy, kernel=KERNELS.get(name, lambda: None)())
 
 
 def train(model: object, likelihood: object, rows: object, steps: int, lr: float) -> list[float]:
@@ -117,7 +122,7 @@ def test_natural_steps_reach_the_fixed_point(
     assert abs(value - best) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["inducing points, data sites", "exact", "white"])
+@pytest.mark.parametrize("name", ["inducing points, data sites", "exact", "white", "state space"])
 def test_pseudo_targets_reach_the_fixed_point(name: str, make_model: type, rows: object) -> None:
     model, likelihood = build(name, make_model, rows, "gradient"), BernoulliLikelihood()
     for parameter in [*model.hyperparameters(), *likelihood.parameters()]:

@@ -1,0 +1,330 @@
+"""Passes over the sum of blocks m2, written by
+``gpvi.linalg.markov._generator``; do not edit."""
+
+import numpy as np
+from numba import njit
+
+from gpvi.linalg._vexp import vexp
+
+__all__ = ["backward", "forward"]
+
+_FLAGS = {"contract", "nsz", "arcp"}
+
+
+@njit(cache=True, nogil=True, fastmath=_FLAGS, error_model="numpy")
+def forward(
+    dt: np.ndarray,
+    starts: np.ndarray,
+    rate: np.ndarray,
+    frequency: np.ndarray,
+    noise: np.ndarray,
+    start: np.ndarray,
+    j: np.ndarray,
+    w: np.ndarray,
+    store: np.ndarray,
+    out: np.ndarray,
+) -> int:  # pragma: no cover - compiled
+    """Predicted moments into `store` (if it has rows), log partition of every series into
+    `out`; returns -1, or the row whose site is too negative."""
+    zero = 0.0 * j[0]
+    a0_0 = a0_1 = a0_2 = q0_0 = q0_1 = q0_2 = q0_3 = q0_4 = 0.0
+    last = 0.0
+    for g in range(starts.shape[0] - 1):
+        first = min(g, start.shape[0] - 1)
+        total = zero
+        product = zero + 1.0
+        m0 = zero
+        m1 = zero
+        m2 = zero
+        P0_0 = start[first, 0] + zero
+        P0_1 = start[first, 1] + zero
+        P0_2 = start[first, 2] + zero
+        P1_1 = start[first, 3] + zero
+        P1_2 = start[first, 4] + zero
+        P2_2 = start[first, 5] + zero
+        for k in range(starts[g], starts[g + 1]):
+            step = dt[k]
+            if step != 0.0:
+                if step != last:
+                    last = step
+                    x = rate[0] * step
+                    a0_0 = vexp(-x)
+                    a0_1 = a0_0 * x
+                    a0_2 = a0_1 * x * 0.5
+                    z = 2.0 * x
+                    decay = a0_0 * a0_0
+                    power1 = x
+                    power2 = power1 * x
+                    power3 = power2 * x
+                    power4 = power3 * x
+                    power5 = power4 * x
+                    if z < 0.125:
+                        q0_4 = power5 * decay * ((((((((((2.752978943455134e-10) * z + 3.854170520837187e-09) * z + 5.0104216770883434e-08) * z + 6.012506012506012e-07) * z + 6.613756613756613e-06) * z + 6.613756613756613e-05) * z + 0.0005952380952380952) * z + 0.0047619047619047615) * z + 0.03333333333333333) * z + 0.2)
+                    elif z < 2.0:
+                        q0_4 = power5 * decay * (((((((((((((((((((((1.5472680682522734e-24) * z + 3.8681701706306835e-23) * z + 9.283608409513641e-22) * z + 2.1352299341881376e-20) * z + 4.697505855213903e-19) * z + 9.864762295949196e-18) * z + 1.9729524591898392e-16) * z + 3.748609672460695e-15) * z + 6.74749741042925e-14) * z + 1.1470745597729724e-12) * z + 1.835319295636756e-11) * z + 2.752978943455134e-10) * z + 3.854170520837187e-09) * z + 5.0104216770883434e-08) * z + 6.012506012506012e-07) * z + 6.613756613756613e-06) * z + 6.613756613756613e-05) * z + 0.0005952380952380952) * z + 0.0047619047619047615) * z + 0.03333333333333333) * z + 0.2)
+                    else:
+                        q0_4 = 0.75 * (1.0 - decay * (((((0.041666666666666664) * z + 0.16666666666666666) * z + 0.5) * z + 1.0) * z + 1.0) if z < 700.0 else 1.0)
+                    q0_3 = (2.0 * q0_4 + (power4 * decay if z < 700.0 else 0.0)) * 0.25
+                    q0_2 = (2.0 * q0_3 + (power3 * decay if z < 700.0 else 0.0)) * 0.3333333333333333
+                    q0_1 = (2.0 * q0_2 + (power2 * decay if z < 700.0 else 0.0)) * 0.5
+                    q0_0 = (2.0 * q0_1 + (power1 * decay if z < 700.0 else 0.0)) * 1.0
+                t0 = a0_0 * m0 + a0_1 * m1 + a0_2 * m2
+                t1 = a0_0 * m1 + a0_1 * m2
+                t2 = a0_0 * m2
+                m0 = t0
+                m1 = t1
+                m2 = t2
+                U0_0 = a0_0 * P0_0 + a0_1 * P0_1 + a0_2 * P0_2
+                U0_1 = a0_0 * P0_1 + a0_1 * P1_1 + a0_2 * P1_2
+                U0_2 = a0_0 * P0_2 + a0_1 * P1_2 + a0_2 * P2_2
+                U1_1 = a0_0 * P1_1 + a0_1 * P1_2
+                U1_2 = a0_0 * P1_2 + a0_1 * P2_2
+                U2_2 = a0_0 * P2_2
+                w00 = a0_0 * U0_0 + a0_1 * U0_1 + a0_2 * U0_2
+                P0_0 = w00
+                w00 = a0_0 * U0_1 + a0_1 * U0_2
+                P0_1 = w00
+                w00 = a0_0 * U0_2
+                P0_2 = w00
+                w00 = a0_0 * U1_1 + a0_1 * U1_2
+                P1_1 = w00
+                w00 = a0_0 * U1_2
+                P1_2 = w00
+                w00 = a0_0 * U2_2
+                P2_2 = w00
+                P0_0 += noise[0] * q0_4 * 0.25
+                P0_1 += noise[0] * q0_3 * 0.5
+                P0_2 += noise[0] * q0_2 * 0.5
+                P1_1 += noise[0] * q0_2
+                P1_2 += noise[0] * q0_1
+                P2_2 += noise[0] * q0_0
+            if store.shape[0] > 0:
+                store[k, 0] = m0
+                store[k, 1] = m1
+                store[k, 2] = m2
+                store[k, 3] = P0_0
+                store[k, 4] = P0_1
+                store[k, 5] = P0_2
+                store[k, 6] = P1_1
+                store[k, 7] = P1_2
+                store[k, 8] = P2_2
+            u0 = P0_0
+            u1 = P0_1
+            u2 = P0_2
+            a = m0
+            s = u0
+            D = 1.0 + w[k] * s
+            if D.real <= 0.0:
+                return k
+            e = j[k] - w[k] * a
+            inverse = 1.0 / D
+            gain = e * inverse
+            shrink = w[k] * inverse
+            total += (j[k] * a + 0.5 * (j[k] * j[k] * s - w[k] * a * a)) * inverse
+            product *= D
+            if product.real > 1e150 or product.real < 1e-150:
+                total -= 0.5 * np.log(product)
+                product = zero + 1.0
+            m0 += u0 * gain
+            m1 += u1 * gain
+            m2 += u2 * gain
+            P0_0 -= shrink * u0 * u0
+            P0_1 -= shrink * u0 * u1
+            P0_2 -= shrink * u0 * u2
+            P1_1 -= shrink * u1 * u1
+            P1_2 -= shrink * u1 * u2
+            P2_2 -= shrink * u2 * u2
+        out[g] = total - 0.5 * np.log(product)
+    return -1
+
+
+@njit(cache=True, nogil=True, fastmath=_FLAGS, error_model="numpy")
+def backward(
+    dt: np.ndarray,
+    starts: np.ndarray,
+    rate: np.ndarray,
+    frequency: np.ndarray,
+    noise: np.ndarray,
+    j: np.ndarray,
+    w: np.ndarray,
+    store: np.ndarray,
+    weight: np.ndarray,
+    mean: np.ndarray,
+    variance: np.ndarray,
+    by_rate: np.ndarray,
+    by_frequency: np.ndarray,
+    by_noise: np.ndarray,
+    by_start: np.ndarray,
+    by_dt: np.ndarray,
+    adjoint: np.ndarray,
+    divergence: np.ndarray,
+) -> int:  # pragma: no cover - compiled
+    """Posterior moments of the rows, derivatives of the weighted sum of log partitions (added
+    up), from the moments that `forward` stored; adjoints into `adjoint` (if it has rows), KL
+    divergences from the prior into `divergence`."""
+    zero = 0.0 * j[0]
+    a0_0 = a0_1 = a0_2 = q0_0 = q0_1 = q0_2 = q0_3 = q0_4 = 0.0
+    last = 0.0
+    for g in range(starts.shape[0] - 1):
+        first = min(g, by_start.shape[0] - 1)
+        total = zero
+        product = zero + 1.0
+        dr0 = dn0 = zero
+        r0 = zero
+        r1 = zero
+        r2 = zero
+        N0_0 = zero
+        N0_1 = zero
+        N0_2 = zero
+        N1_1 = zero
+        N1_2 = zero
+        N2_2 = zero
+        for k in range(starts[g + 1] - 1, starts[g] - 1, -1):
+            m0 = store[k, 0]
+            m1 = store[k, 1]
+            m2 = store[k, 2]
+            P0_0 = store[k, 3]
+            P0_1 = store[k, 4]
+            P0_2 = store[k, 5]
+            P1_1 = store[k, 6]
+            P1_2 = store[k, 7]
+            P2_2 = store[k, 8]
+            u0 = P0_0
+            u1 = P0_1
+            u2 = P0_2
+            a = m0
+            s = u0
+            D = 1.0 + w[k] * s
+            inverse = 1.0 / D
+            e = j[k] - w[k] * a
+            shrink = w[k] * inverse
+            ur = u0 * r0 + u1 * r1 + u2 * r2
+            v0 = N0_0 * u0 + N0_1 * u1 + N0_2 * u2
+            v1 = N0_1 * u0 + N1_1 * u1 + N1_2 * u2
+            v2 = N0_2 * u0 + N1_2 * u1 + N2_2 * u2
+            uv = u0 * v0 + u1 * v1 + u2 * v2
+            centre = (a + s * j[k] + ur) * inverse
+            spread = (s - uv * inverse) * inverse
+            mean[k] = centre
+            variance[k] = spread
+            shift = centre - a
+            total += shift * e - 0.5 * w[k] * (shift * shift + spread) - 0.5 * e * e * s * inverse
+            product *= D
+            if product.real > 1e150 or product.real < 1e-150:
+                total += 0.5 * np.log(product)
+                product = zero + 1.0
+            pull = e * inverse - shrink * ur
+            push = shrink * shrink * uv + shrink
+            r0 += pull
+            N0_0 -= shrink * (v0 + v0) - push
+            N0_1 -= shrink * (v1)
+            N0_2 -= shrink * (v2)
+            if adjoint.shape[0] > 0:
+                adjoint[k, 0] = r0
+                adjoint[k, 1] = r1
+                adjoint[k, 2] = r2
+                adjoint[k, 3] = N0_0
+                adjoint[k, 4] = N0_1
+                adjoint[k, 5] = N0_2
+                adjoint[k, 6] = N1_1
+                adjoint[k, 7] = N1_2
+                adjoint[k, 8] = N2_2
+            if k == starts[g]:
+                G0_0 = r0 * r0 - N0_0
+                G0_1 = r0 * r1 - N0_1
+                G0_2 = r0 * r2 - N0_2
+                G1_1 = r1 * r1 - N1_1
+                G1_2 = r1 * r2 - N1_2
+                G2_2 = r2 * r2 - N2_2
+                by_start[first, 0] += 0.5 * weight[g] * G0_0
+                by_start[first, 1] += 0.5 * weight[g] * G0_1
+                by_start[first, 2] += 0.5 * weight[g] * G0_2
+                by_start[first, 3] += 0.5 * weight[g] * G1_1
+                by_start[first, 4] += 0.5 * weight[g] * G1_2
+                by_start[first, 5] += 0.5 * weight[g] * G2_2
+                if by_dt.shape[0] > 0:
+                    by_dt[k] = zero
+            elif dt[k] == 0.0:
+                G0_0 = r0 * r0 - N0_0
+                G0_1 = r0 * r1 - N0_1
+                G0_2 = r0 * r2 - N0_2
+                G1_1 = r1 * r1 - N1_1
+                G1_2 = r1 * r2 - N1_2
+                G2_2 = r2 * r2 - N2_2
+                slope = zero
+                along = 0.5 * noise[0] * (G2_2)
+                along += m1 * r0 + P0_1 * G0_0 + P1_1 * G0_1 + P1_2 * G0_2
+                along += m2 * r1 + P0_2 * G0_1 + P1_2 * G1_1 + P2_2 * G1_2
+                along -= m0 * r0 + m1 * r1 + m2 * r2 + P0_0 * G0_0 + P0_1 * G0_1 + P0_2 * G0_2 + P0_1 * G0_1 + P1_1 * G1_1 + P1_2 * G1_2 + P0_2 * G0_2 + P1_2 * G1_2 + P2_2 * G2_2
+                slope += rate[0] * along
+                if by_dt.shape[0] > 0:
+                    by_dt[k] = weight[g] * slope
+            else:
+                step = dt[k]
+                if step != last:
+                    last = step
+                    x = rate[0] * step
+                    a0_0 = vexp(-x)
+                    a0_1 = a0_0 * x
+                    a0_2 = a0_1 * x * 0.5
+                    z = 2.0 * x
+                    decay = a0_0 * a0_0
+                    power1 = x
+                    power2 = power1 * x
+                    power3 = power2 * x
+                    power4 = power3 * x
+                    power5 = power4 * x
+                    if z < 0.125:
+                        q0_4 = power5 * decay * ((((((((((2.752978943455134e-10) * z + 3.854170520837187e-09) * z + 5.0104216770883434e-08) * z + 6.012506012506012e-07) * z + 6.613756613756613e-06) * z + 6.613756613756613e-05) * z + 0.0005952380952380952) * z + 0.0047619047619047615) * z + 0.03333333333333333) * z + 0.2)
+                    elif z < 2.0:
+                        q0_4 = power5 * decay * (((((((((((((((((((((1.5472680682522734e-24) * z + 3.8681701706306835e-23) * z + 9.283608409513641e-22) * z + 2.1352299341881376e-20) * z + 4.697505855213903e-19) * z + 9.864762295949196e-18) * z + 1.9729524591898392e-16) * z + 3.748609672460695e-15) * z + 6.74749741042925e-14) * z + 1.1470745597729724e-12) * z + 1.835319295636756e-11) * z + 2.752978943455134e-10) * z + 3.854170520837187e-09) * z + 5.0104216770883434e-08) * z + 6.012506012506012e-07) * z + 6.613756613756613e-06) * z + 6.613756613756613e-05) * z + 0.0005952380952380952) * z + 0.0047619047619047615) * z + 0.03333333333333333) * z + 0.2)
+                    else:
+                        q0_4 = 0.75 * (1.0 - decay * (((((0.041666666666666664) * z + 0.16666666666666666) * z + 0.5) * z + 1.0) * z + 1.0) if z < 700.0 else 1.0)
+                    q0_3 = (2.0 * q0_4 + (power4 * decay if z < 700.0 else 0.0)) * 0.25
+                    q0_2 = (2.0 * q0_3 + (power3 * decay if z < 700.0 else 0.0)) * 0.3333333333333333
+                    q0_1 = (2.0 * q0_2 + (power2 * decay if z < 700.0 else 0.0)) * 0.5
+                    q0_0 = (2.0 * q0_1 + (power1 * decay if z < 700.0 else 0.0)) * 1.0
+                G0_0 = r0 * r0 - N0_0
+                G0_1 = r0 * r1 - N0_1
+                G0_2 = r0 * r2 - N0_2
+                G1_1 = r1 * r1 - N1_1
+                G1_2 = r1 * r2 - N1_2
+                G2_2 = r2 * r2 - N2_2
+                slope = zero
+                along = 0.5 * noise[0] * (G2_2)
+                along += m1 * r0 + P0_1 * G0_0 + P1_1 * G0_1 + P1_2 * G0_2
+                along += m2 * r1 + P0_2 * G0_1 + P1_2 * G1_1 + P2_2 * G1_2
+                along -= m0 * r0 + m1 * r1 + m2 * r2 + P0_0 * G0_0 + P0_1 * G0_1 + P0_2 * G0_2 + P0_1 * G0_1 + P1_1 * G1_1 + P1_2 * G1_2 + P0_2 * G0_2 + P1_2 * G1_2 + P2_2 * G2_2
+                slope += rate[0] * along
+                dr0 += step * along
+                dn0 += 0.125 * q0_4 * (G0_0) + 0.5 * q0_3 * (G0_1) + 0.5 * q0_2 * (G0_2) + 0.5 * q0_2 * (G1_1) + 1.0 * q0_1 * (G1_2) + 0.5 * q0_0 * (G2_2)
+                if by_dt.shape[0] > 0:
+                    by_dt[k] = weight[g] * slope
+                t2 = a0_0 * r2 + a0_1 * r1 + a0_2 * r0
+                t1 = a0_0 * r1 + a0_1 * r0
+                t0 = a0_0 * r0
+                r2 = t2
+                r1 = t1
+                r0 = t0
+                U2_2 = a0_0 * N2_2 + a0_1 * N1_2 + a0_2 * N0_2
+                U2_1 = a0_0 * N1_2 + a0_1 * N1_1 + a0_2 * N0_1
+                U2_0 = a0_0 * N0_2 + a0_1 * N0_1 + a0_2 * N0_0
+                U1_1 = a0_0 * N1_1 + a0_1 * N0_1
+                U1_0 = a0_0 * N0_1 + a0_1 * N0_0
+                U0_0 = a0_0 * N0_0
+                w00 = a0_0 * U2_2 + a0_1 * U2_1 + a0_2 * U2_0
+                N2_2 = w00
+                w00 = a0_0 * U2_1 + a0_1 * U2_0
+                N1_2 = w00
+                w00 = a0_0 * U2_0
+                N0_2 = w00
+                w00 = a0_0 * U1_1 + a0_1 * U1_0
+                N1_1 = w00
+                w00 = a0_0 * U1_0
+                N0_1 = w00
+                w00 = a0_0 * U0_0
+                N0_0 = w00
+        divergence[g] = total + 0.5 * np.log(product)
+        by_rate[0] += weight[g] * dr0
+        by_noise[0] += weight[g] * dn0
+    return -1

@@ -1,0 +1,100 @@
+"""Rough latents to start from: factor analysis of smoothed observations on the scale of the link.
+
+References
+----------
+Yu, B. M., Cunningham, J. P., Santhanam, G., Ryu, S. I., Shenoy, K. V. & Sahani, M. (2009).
+Gaussian-process factor analysis for low-dimensional single-trial analysis of neural population activity.
+Journal of Neurophysiology.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter1d
+from sklearn.decomposition import FactorAnalysis
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from gpvi.likelihoods import Likelihood
+from gpvi.models._recordings import Recordings
+
+__all__ = ["correlation_time", "initial_scores"]
+
+# Observations are smoothed over this fraction of a trial, but over a bin at least.
+_SMOOTHING = 0.02
+
+
+def initial_scores(base: Likelihood, recordings: Recordings, num_latents: int, seed: int) -> Tensor:
+    """Scores of unit variance, shape [T, K].
+
+    Parameters
+    ----------
+    base : Likelihood
+        Gives rough latent values of every output.
+    recordings : Recordings
+        The data.
+    num_latents : int
+        K.
+    seed : int
+        For the randomised factorisation.
+
+    Returns
+    -------
+    Tensor, shape [T, K]
+        Standardised factor scores.
+    """
+    y = recordings.y
+    with torch.no_grad():
+        latent = base.initial_latent(y.mT)
+    values = y.numpy().copy() if latent is None else latent.mT.numpy().copy()
+    observed = ~y.isnan().numpy()
+    centre = np.where(observed, values, 0.0).sum(0) / np.maximum(observed.sum(0), 1)
+    values = np.where(observed, values, centre)
+    width = max(1.0, _SMOOTHING * float(np.median(recordings.lengths)))
+    starts = np.cumsum(recordings.lengths)[:-1]
+    smooth = np.concatenate(
+        [
+            gaussian_filter1d(part, width, axis=0, mode="nearest")
+            for part in np.split(values, starts)
+        ]
+    )
+    model = FactorAnalysis(num_latents, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        scores = model.fit_transform(smooth)
+    scores = scores - scores.mean(0)
+    deviation = scores.std(0)
+    return torch.as_tensor(scores / np.where(deviation > 0.0, deviation, 1.0))
+
+
+def correlation_time(scores: Tensor, recordings: Recordings) -> Tensor:
+    """Time after which the autocorrelation of scores falls below one half, shape [K].
+
+    Parameters
+    ----------
+    scores : Tensor, shape [T, K]
+        Centred.
+    recordings : Recordings
+        Where trials begin, and their stamps.
+
+    Returns
+    -------
+    Tensor, shape [K]
+        In the unit of the stamps; the longest trial where it never falls that far.
+    """
+    parts = scores.split(recordings.lengths)
+    longest = max(recordings.lengths)
+    dt = recordings.steps.dt
+    spacing = float(dt[dt > 0].median()) if bool((dt > 0).any()) else 1.0
+    reference = scores.square().mean(0)
+    found = torch.full_like(reference, longest * spacing)
+    undecided = torch.ones_like(found, dtype=torch.bool)
+    for lag in range(1, longest):
+        products = [part[lag:] * part[:-lag] for part in parts if len(part) > lag]
+        below = undecided & (torch.cat(products).mean(0) < 0.5 * reference)
+        found = torch.where(below, lag * spacing, found)
+        undecided = undecided & ~below
+        if not bool(undecided.any()):
+            break
+    return found
