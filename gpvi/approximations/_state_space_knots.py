@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gpvi.linalg import MarkovModel, Smoothed, Steps, markov_smooth
+from gpvi.linalg import MarkovModel, Smoothed, Steps, markov_path, markov_smooth
 from gpvi.linalg.markov.innovations import segment_products
 from gpvi.linalg.markov.tensor_engine import tensor_state_path
 
@@ -78,26 +78,40 @@ class Knots:
         the size of the result.
         """
         lam1, lam2 = self.sites(lam1, lam2)
-        path = tensor_state_path(self.model, self.steps, lam1, lam2)
-        P, N = path.covariance, path.adjoint_precision
-        h = self._readout.expand(*P.shape[:-1])
+        places, order = torch.sort(self.new, dim=-1)
+        # Only rows between the first and the last new one link new rows.
+        window = slice(int(places.min()), int(places.max()) + 1)
+        P, N = self._moments(lam1, lam2, window)
+        A = self.model.transition(self.steps.dt[..., window]).to(P.dtype)
+        lam2, places = lam2[..., window].to(P.dtype), places - window.start
+        h = self._readout.expand(*self._readout.shape[:-2], self.source.shape[-1], -1)
+        h = h[..., window, :].to(P.dtype).expand(*P.shape[:-1])
         u = (P @ h.unsqueeze(-1)).squeeze(-1)
         shrink = lam2 / (1.0 + lam2 * (u * h).sum(-1))
         eye = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)
         closed = eye - shrink[..., None, None] * u.unsqueeze(-1) * h.unsqueeze(-2)
-        A = self.model.transition(self.steps.dt)
         loop = A[..., 1:, :, :] @ closed[..., :-1, :, :]
         loop = torch.cat([eye.expand_as(closed[..., :1, :, :]), loop], -3)
-        places, order = torch.sort(self.new, dim=-1)
-        ends = torch.zeros(self.source.shape, dtype=torch.bool, device=lam1.device)
-        ends = ends.scatter(-1, self.new, True)
+        ends = torch.zeros(
+            (*places.shape[:-1], P.shape[-3]), dtype=torch.bool, device=lam1.device
+        ).scatter(-1, places, True)
         gaps = _take_matrices(segment_products(loop, ends), places)
-        left = self.rows(u, places)
         pulled = h - (N @ u.unsqueeze(-1)).squeeze(-1)
-        sorted_covariance = _chain_covariance(left, self.rows(pulled, places), gaps)
+        values = _chain_covariance(self.rows(u, places), self.rows(pulled, places), gaps)
         back = torch.argsort(order, dim=-1)
-        rows = _take(sorted_covariance.mT, back.unsqueeze(-2)).mT
-        return _take(rows, back.unsqueeze(-2))
+        rows = _take(values.mT, back.unsqueeze(-2)).mT
+        return _take(rows, back.unsqueeze(-2)).to(lam1.dtype)
+
+    def _moments(self, lam1: Tensor, lam2: Tensor, window: slice) -> tuple[Tensor, Tensor]:
+        """Predicted covariances and adjoint precisions of a window of rows."""
+        if torch.is_grad_enabled():
+            path = tensor_state_path(self.model, self.steps, lam1, lam2)
+            return (
+                path.covariance[..., window, :, :],
+                path.adjoint_precision[..., window, :, :],
+            )
+        kept = markov_path(self.model, self.steps, lam1, lam2)
+        return kept.matrices(window)
 
 
 def _chain_covariance(left: Tensor, right: Tensor, gaps: Tensor) -> Tensor:

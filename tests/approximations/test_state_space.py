@@ -74,6 +74,7 @@ def test_equals_exact_conditioning(expression):
     with torch.no_grad():
         close(ours.predict(new).mean, joint.mean, **tolerance)
         close(ours.predict(new).variance, joint.variance, **tolerance)
+        close(ours.predict(new, joint=True).covariance_matrix, joint.covariance_matrix, **tolerance)
 
 
 def test_predictions_on_and_off_the_graph_agree():
@@ -236,3 +237,15 @@ def test_refusals():
     plan = StateSpace().plan(x)
     with pytest.raises(InputError, match="other stamps"):
         StateSpace().prior(gp, x + 1.0, plan=plan)
+
+
+def test_a_single_stamp():
+    x, gp = stamps()[:1], GaussianProcess(parse_kernel("matern52 + linear", 1))
+    site = Sites(torch.ones(1).double(), 2.0 * torch.ones(1).double())
+    ours, exact = (a.prior(gp, x).condition(site) for a in (StateSpace(), Exact()))
+    close(ours.log_partition, exact.log_partition)
+    close(ours.kl(), exact.kl())
+    new = torch.tensor([[-2.0], [3.0]], dtype=torch.float64)
+    close(ours.predict(new).mean, exact.predict(new).mean)
+    whole = [posterior.predict(new, joint=True) for posterior in (ours, exact)]
+    close(whole[0].covariance_matrix, whole[1].covariance_matrix)

@@ -80,6 +80,25 @@ class MarkovPath:
         shift = (P @ r.unsqueeze(-1)).squeeze(-1)
         return m + shift, P - P @ N @ P
 
+    def matrices(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Predicted covariances and adjoint precisions of some rows.
+
+        Parameters
+        ----------
+        rows : slice
+            Which.
+
+        Returns
+        -------
+        covariance : Tensor, shape [*b, M, d, d]
+            ``P``, given the sites of earlier rows.
+        precision : Tensor, shape [*b, M, d, d]
+            ``N``, from the sites of these rows and later ones.
+        """
+        return self._unpack(self.store[..., rows, :])[1], self._unpack(self.adjoint[..., rows, :])[
+            1
+        ]
+
     def _forward(self, time: Tensor, left: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
         """Moments given the rows up to now: filtered at the last row, then moved."""
         m, P = self._unpack(_take(self.store, left))
