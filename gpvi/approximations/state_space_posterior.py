@@ -18,8 +18,14 @@ from gpvi.approximations.moments import Draw, Marginals, joint_normal
 from gpvi.approximations.posterior import Posterior
 from gpvi.approximations.sites import Sites
 from gpvi.exceptions import InputError, UnsupportedError
-from gpvi.linalg import MarkovPath, Smoothed, markov_log_partition, markov_path, markov_smooth
-from gpvi.linalg.markov.tensor_engine import tensor_sample
+from gpvi.linalg import (
+    MarkovPath,
+    Smoothed,
+    markov_log_partition,
+    markov_path,
+    markov_sample,
+    markov_smooth,
+)
 
 if TYPE_CHECKING:
     from gpvi.approximations.state_space_prior import StateSpacePrior
@@ -241,7 +247,7 @@ class StateSpacePosterior(Posterior):
         d = self.prior.form.dimension
         size = torch.Size(shape).numel()
         normals = standard_normal((size, *batch, lam1.shape[-1], d), self.prior.mean, generator)
-        states = tensor_sample(knots.model, knots.steps, lam1, lam2, normals)
+        states = markov_sample(knots.model, knots.steps, lam1, lam2, normals)
         states = states.reshape(*shape, *states.shape[1:])
         basis = knots.rows(states, knots.old).flatten(-2)
         if x is None:

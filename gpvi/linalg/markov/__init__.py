@@ -38,6 +38,7 @@ from gpvi.linalg.markov.path import (
 from gpvi.linalg.markov.rational import (
     RationalBlock,
 )
+from gpvi.linalg.markov.sampling import markov_sample
 from gpvi.linalg.markov.scan import (
     affine,
     associative_scan,
@@ -92,6 +93,7 @@ __all__ = [
     "markov_marginals",
     "markov_path",
     "markov_precision",
+    "markov_sample",
     "markov_smooth",
     "matern_noise",
     "run_affine",

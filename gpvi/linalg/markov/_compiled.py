@@ -241,7 +241,7 @@ class PackedPasses(Passes):
         readout: Tensor | None = None,
     ) -> None:
         self.dimension, self.spare = model.dimension, steps.spare
-        self._size = np.array([block.dimension for block in model.blocks])
+        self.size = np.array([block.dimension for block in model.blocks])
         index, distinct = steps.distinct
         self._index, self._bounds = index.cpu().numpy(), _bounds(steps, 1)
         A = _packed([block.transition(distinct) for block in model.blocks])
@@ -260,9 +260,9 @@ class PackedPasses(Passes):
     def _lay_out(self, sites_per_row: int, own_readout: bool) -> None:
         self.num_rows = len(self._index) * sites_per_row
         self.starts = self._bounds * sites_per_row
-        self._unit = np.full(self.num_rows, -1, dtype=np.int64)
-        self._unit[::sites_per_row] = self._index
-        self._which = np.arange(self.num_rows) if own_readout else np.zeros(self.num_rows, np.int64)
+        self.unit = np.full(self.num_rows, -1, dtype=np.int64)
+        self.unit[::sites_per_row] = self._index
+        self.which = np.arange(self.num_rows) if own_readout else np.zeros(self.num_rows, np.int64)
 
     def forward(self, arrays: Arrays, j: np.ndarray, w: np.ndarray, store: np.ndarray) -> Any:
         """See :class:`Passes`."""
@@ -271,8 +271,8 @@ class PackedPasses(Passes):
         A, Q, start, readout = arrays
         out = np.zeros(len(self.starts) - 1, j.dtype)
         row = _packed_cpu.forward(
-            self._unit, self.starts, self._size, A, Q, start, readout.astype(j.dtype, copy=False),
-            self._which, j, w, store, out,
+            self.unit, self.starts, self.size, A, Q, start, readout.astype(j.dtype, copy=False),
+            self.which, j, w, store, out,
         )  # fmt: skip
         return out, row
 
@@ -299,8 +299,8 @@ class PackedPasses(Passes):
         adjoint = np.empty((len(j) if keep else 0, self.width), j.dtype)
         divergence = np.zeros(len(self.starts) - 1, j.dtype)
         _packed_cpu.backward(
-            self._unit, self.starts, self._size, A, readout.astype(j.dtype, copy=False),
-            self._which, j, w, store, weight, mean, variance, slopes[0], slopes[1], slopes[2], slopes[3],
+            self.unit, self.starts, self.size, A, readout.astype(j.dtype, copy=False),
+            self.which, j, w, store, weight, mean, variance, slopes[0], slopes[1], slopes[2], slopes[3],
             adjoint, divergence,
         )  # fmt: skip
         return Backward(mean, variance, divergence, adjoint, slopes)

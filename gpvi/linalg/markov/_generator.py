@@ -3,8 +3,8 @@
 A loop over states inside the loop over time costs several times the arithmetic it steers: the
 matrices are tiny, structured and of fixed size. So the passes are written out, one scalar per entry
 of the state, for every list of blocks. The lists that are common are checked in; further ones go
-to a cache folder on first use (see ``gpvi.linalg.markov._compiled``). Run this module to rewrite the
-checked-in files.
+to a cache folder on first use (see ``gpvi.linalg.markov._compiled``). Call
+:func:`write_checked_in` to rewrite the checked-in files.
 
 Names in the generated code: state mean ``m``, covariance ``P`` (upper triangle), their adjoints
 ``r`` and ``N``, coefficients ``a{block}_{k} = e^-x x^k / k!`` of the transition, ``q{block}_{n}`` for
@@ -27,7 +27,7 @@ from gpvi.linalg.markov._generated_lines import (
     symmetric,
 )
 
-__all__ = ["CHECKED_IN", "passes_source", "signature_tag"]
+__all__ = ["CHECKED_IN", "passes_source", "signature_tag", "write_checked_in"]
 
 _MATERNS: tuple[Signature, ...] = tuple(((p, True, False),) for p in range(4))
 _HIDAS: tuple[Signature, ...] = tuple(((p, True, True),) for p in range(2))
@@ -289,12 +289,8 @@ def _site_backwards(layout: Layout) -> list[str]:
     return lines
 
 
-def main() -> None:
+def write_checked_in() -> None:
     """Rewrite the checked-in files."""
     for signature in CHECKED_IN:
         path = Path(__file__).with_name(f"_passes_{signature_tag(signature)}.py")
         path.write_text(passes_source(signature))
-
-
-if __name__ == "__main__":
-    main()
