@@ -17,6 +17,7 @@ from gpvi.kernels.hida_matern import HidaMaternKernel, HidaMaternMixture
 from gpvi.kernels.initialization import set_lengthscales
 from gpvi.kernels.integrated_wiener import IntegratedWienerKernel
 from gpvi.kernels.linear import LinearKernel
+from gpvi.kernels.markov_kernel import MarkovKernel
 from gpvi.kernels.matern import HalfIntegerMaternKernel
 from gpvi.kernels.parsing import KERNELS, KernelEntry, parse_kernel
 from gpvi.kernels.power import PowerKernel
@@ -42,6 +43,7 @@ __all__ = [
     "KernelEntry",
     "LinearKernel",
     "MarkovFractionalBrownianKernel",
+    "MarkovKernel",
     "PowerKernel",
     "QuasiPeriodicKernel",
     "RandomFeatures",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gpvi.exceptions import InputError
 
-__all__ = ["assign_parameter", "check_kernel_arguments"]
+__all__ = ["assign_parameter", "check_kernel_arguments", "keep_start", "keeps_start"]
 
 
 def assign_parameter(kernel: Kernel, name: str, value: Tensor | float) -> None:
@@ -39,6 +39,46 @@ def assign_parameter(kernel: Kernel, name: str, value: Tensor | float) -> None:
     with torch.no_grad():
         value = torch.as_tensor(value, dtype=raw.dtype, device=raw.device)
         raw.copy_(constraint.inverse_transform(value).expand_as(raw))
+
+
+def keep_start(kernel: Kernel, name: str) -> None:
+    """Say that a parameter was given a value, which initialisers leave as it is.
+
+    Parameters
+    ----------
+    kernel : gpytorch.kernels.Kernel
+        The kernel that owns the parameter.
+    name : str
+        Name of the constrained value.
+
+    Examples
+    --------
+    >>> from gpvi.kernels import WhiteKernel
+    >>> from gpvi.kernels._parameters import keep_start, keeps_start
+    >>> kernel = WhiteKernel()
+    >>> keep_start(kernel, "variance")
+    >>> keeps_start(kernel, "variance")
+    True
+    """
+    kernel.given_starts = (*getattr(kernel, "given_starts", ()), name)
+
+
+def keeps_start(kernel: Kernel, name: str) -> bool:
+    """Whether initialisers are to leave a parameter as it is.
+
+    Parameters
+    ----------
+    kernel : gpytorch.kernels.Kernel
+        The kernel that owns the parameter.
+    name : str
+        Name of the constrained value.
+
+    Returns
+    -------
+    bool
+        True after :func:`keep_start`.
+    """
+    return name in getattr(kernel, "given_starts", ())
 
 
 def check_kernel_arguments(

@@ -23,6 +23,8 @@ from gpytorch.kernels import Kernel, MaternKernel, PeriodicKernel, RBFKernel, RQ
 from scipy.special import gammaincinv
 from torch import Tensor
 
+from gpvi.kernels.matern import HalfIntegerMaternKernel
+
 __all__ = ["SPECTRA", "normal_numbers", "uniform_numbers"]
 
 
@@ -45,7 +47,8 @@ def _normal(kernel: Kernel, dims: int, count: int, generator: torch.Generator) -
 
 
 def _student(kernel: Kernel, dims: int, count: int, generator: torch.Generator) -> Tensor:
-    freedom = round(2 * kernel.nu)
+    half_integer = isinstance(kernel, HalfIntegerMaternKernel)
+    freedom = 2 * kernel.order + 1 if half_integer else round(2 * kernel.nu)
     normal = _normal(kernel, dims, count, generator)
     shape = (*kernel.batch_shape, freedom, count)
     chi_square = normal_numbers(shape, generator, normal).square().sum(-2, keepdim=True)
@@ -72,6 +75,7 @@ def _multiples(kernel: Kernel, dims: int, count: int, generator: torch.Generator
 SPECTRA: dict[type[Kernel], Callable[[Kernel, int, int, torch.Generator], Tensor]] = {
     RBFKernel: _normal,
     MaternKernel: _student,
+    HalfIntegerMaternKernel: _student,
     RQKernel: _gamma_mixture,
     PeriodicKernel: _multiples,
 }

@@ -12,11 +12,13 @@ from gpytorch.kernels import Kernel, PeriodicKernel
 from torch import Tensor
 
 from gpvi.exceptions import InputError
-from gpvi.kernels._parameters import assign_parameter
+from gpvi.kernels._parameters import assign_parameter, keeps_start
 from gpvi.kernels.hamming import HammingKernel
+from gpvi.kernels.hida_matern import HidaMaternKernel
+from gpvi.kernels.integrated_wiener import IntegratedWienerKernel
 from gpvi.kernels.structure import input_dimensions
 
-__all__ = ["set_lengthscales"]
+__all__ = ["set_lengthscales", "set_trends"]
 
 # Relative distance to keep from a bound, where the gradient of a constraint's transform vanishes.
 _MARGIN = 1e-3
@@ -74,6 +76,45 @@ def set_lengthscales(kernel: Kernel, lengthscales: Tensor) -> None:
             _set_period(part, lengthscales[..., dims])
         elif part.has_lengthscale and not isinstance(part, HammingKernel):
             _set_scale(part, "lengthscale", lengthscales[..., dims])
+        if isinstance(part, HidaMaternKernel):
+            _set_frequency(part, lengthscales[..., dims])
+
+
+def set_trends(kernel: Kernel, first: float, last: float, scale: float) -> None:
+    """Start every integrated Wiener process of a kernel so that it suits times and targets.
+
+    The origin lies one length of the interval before it, where predictions end. Level and slope there
+    are as uncertain as the targets vary, and the process bends about half as much again.
+
+    Parameters
+    ----------
+    kernel : gpytorch.kernels.Kernel
+        The kernel, changed in place.
+    first, last : float
+        The interval of the data, in the kernel's inputs.
+    scale : float
+        Standard deviation of the targets.
+
+    Examples
+    --------
+    >>> from gpvi.kernels import IntegratedWienerKernel
+    >>> from gpvi.kernels.initialization import set_trends
+    >>> kernel = IntegratedWienerKernel(order=1)
+    >>> set_trends(kernel, 10.0, 14.0, scale=2.0)
+    >>> kernel.origin, kernel.initial_variances
+    (6.0, (4.0, 0.25))
+    """
+    width = last - first if last > first else 1.0
+    for part in kernel.modules():
+        if not isinstance(part, IntegratedWienerKernel):
+            continue
+        part.origin = first - width
+        part.initial_variances = tuple(
+            (scale / width**i * math.factorial(i)) ** 2 for i in range(part.order + 1)
+        )
+        if part.raw_variance.requires_grad:
+            size = width ** (2 * part.order + 1)
+            assign_parameter(part, "variance", scale**2 / size)
 
 
 def _set_period(kernel: PeriodicKernel, values: Tensor) -> None:
@@ -84,10 +125,16 @@ def _set_period(kernel: PeriodicKernel, values: Tensor) -> None:
     _set_scale(kernel, "period_length", periods)
 
 
+def _set_frequency(kernel: HidaMaternKernel, values: Tensor) -> None:
+    """One period in a lengthscale."""
+    if kernel.raw_frequency.requires_grad and not keeps_start(kernel, "frequency"):
+        assign_parameter(kernel, "frequency", 2.0 * math.pi / values[..., 0])
+
+
 def _set_scale(kernel: Kernel, name: str, values: Tensor) -> None:
     """Set a parameter of shape (*batch, 1, D or 1) from values of shape (*batch, D)."""
     raw = getattr(kernel, f"raw_{name}")
-    if not raw.requires_grad:
+    if not raw.requires_grad or keeps_start(kernel, name):
         return
     if raw.shape[-1] == 1:
         values = values.log().mean(dim=-1, keepdim=True).exp()

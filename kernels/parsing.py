@@ -9,106 +9,27 @@ of kernels under sums and products is that of Duvenaud, Lloyd, Grosse, Tenenbaum
 import ast
 import difflib
 import re
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from gpytorch.kernels import (
-    AdditiveKernel,
-    ConstantKernel,
-    Kernel,
-    MaternKernel,
-    PeriodicKernel,
-    ProductKernel,
-    RBFKernel,
-    RQKernel,
-    ScaleKernel,
-)
+from gpytorch.kernels import AdditiveKernel, Kernel, ProductKernel, ScaleKernel
 from sklearn.gaussian_process import kernels as sklearn_kernels
 
 from gpvi.exceptions import InputError
 from gpvi.kernels._parameters import assign_parameter, check_kernel_arguments
-from gpvi.kernels.hamming import HammingKernel
-from gpvi.kernels.linear import LinearKernel
+from gpvi.kernels.short_names import KERNELS, KernelEntry
 from gpvi.kernels.sklearn_conversion import from_sklearn
 from gpvi.kernels.structure import input_dimensions
-from gpvi.kernels.white import WhiteKernel
 
-__all__ = ["KERNELS", "KernelEntry", "parse_kernel"]
+__all__ = ["KERNELS", "KernelEntry", "kernel_terms", "parse_kernel"]
 
 # Keeps the recursion over an expression far from Python's limit.
 _MAX_LENGTH = 500
-_TOKEN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[+*()]|[ \t]+|(?P<other>.)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class KernelEntry:
-    """What a short name stands for.
-
-    Attributes
-    ----------
-    build : callable
-        Makes the kernel from `ard_num_dims` (None for one lengthscale) and `batch_shape`.
-    variance : str or None
-        The kernel's own variance parameter; None for a kernel of unit variance, which a
-        `ScaleKernel` scales.
-    """
-
-    build: Callable[[int | None, torch.Size], Kernel]
-    variance: str | None = None
-
-
-def _matern(nu: float) -> Callable[[int | None, torch.Size], Kernel]:
-    def build(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
-        return MaternKernel(nu=nu, ard_num_dims=ard_num_dims, batch_shape=batch_shape)
-
-    return build
-
-
-def _rbf(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
-    return RBFKernel(ard_num_dims=ard_num_dims, batch_shape=batch_shape)
-
-
-def _rational_quadratic(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
-    return RQKernel(ard_num_dims=ard_num_dims, batch_shape=batch_shape)
-
-
-def _periodic(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
-    if ard_num_dims is None:  # GPyTorch's class does not take an explicit None here.
-        return PeriodicKernel(batch_shape=batch_shape)
-    return PeriodicKernel(ard_num_dims=ard_num_dims, batch_shape=batch_shape)
-
-
-def _hamming(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
-    return HammingKernel(ard_num_dims=ard_num_dims, batch_shape=batch_shape)
-
-
-def _linear(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
-    return LinearKernel(batch_shape=batch_shape)
-
-
-def _white(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
-    return WhiteKernel(batch_shape=batch_shape)
-
-
-def _constant(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
-    return ConstantKernel(batch_shape=batch_shape)
-
-
-#: Short names of kernels.
-KERNELS: dict[str, KernelEntry] = {
-    "matern12": KernelEntry(_matern(0.5)),
-    "matern32": KernelEntry(_matern(1.5)),
-    "matern52": KernelEntry(_matern(2.5)),
-    "rbf": KernelEntry(_rbf),
-    "rational_quadratic": KernelEntry(_rational_quadratic),
-    "periodic": KernelEntry(_periodic),
-    "hamming": KernelEntry(_hamming),
-    "linear": KernelEntry(_linear, variance="variance"),
-    "constant": KernelEntry(_constant, variance="constant"),
-    "white": KernelEntry(_white, variance="variance"),
-}
+_TOKEN = re.compile(
+    r"[A-Za-z_][A-Za-z0-9_]*|(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+*(),=]|[ \t]+|(?P<other>.)",
+    re.DOTALL | re.ASCII,
+)
 
 
 def parse_kernel(
@@ -118,16 +39,28 @@ def parse_kernel(
     ard: bool = True,
     batch_shape: torch.Size = torch.Size(),  # noqa: B008 - immutable
     dtype: torch.dtype = torch.float64,
+    time_scale: float = 1.0,
 ) -> Kernel:
     """GPyTorch kernel from an expression, a GPyTorch kernel or a scikit-learn kernel.
 
-    Expressions combine the names ``matern12``, ``matern32``, ``matern52``, ``rbf``,
+    Expressions combine the names ``matern12``, ``matern32``, ``matern52``, ``matern72``, ``rbf``,
     ``rational_quadratic``, ``periodic``, ``hamming`` (for categorical columns), ``linear``,
-    ``constant`` and ``white`` with ``+``, ``*`` and parentheses. Every additive term has exactly one
-    amplitude, so that all of them can be identified from data: ``linear``, ``constant`` and
-    ``white`` have their own variance, other names and products are put into a `ScaleKernel`, and
-    inside a product those variances are held at one. Where a product contains sums, the terms of
-    its first sum carry the amplitudes, and the first term of each further sum has none.
+    ``constant`` and ``white`` with ``+``, ``*`` and parentheses. For one column, time, there are
+
+    - ``trend``, a local linear trend (`IntegratedWienerKernel` of order 1; ``trend(0)`` is a random
+      walk),
+    - ``season(period)``, a pattern that repeats exactly and is zero on average, and
+      ``quasi_season(period)``, one that drifts, at first over ten periods,
+      ``quasi_season(period, drift)`` says over what time (`SeasonalKernel`),
+    - ``cosine(period)``, a sine wave of any phase, and ``hida(order)`` or ``hida(order, period)``,
+      waves that come and go (`HidaMaternKernel`).
+
+    Periods are fixed; ``learn=True`` behind one makes it a starting value (those of ``hida`` always
+    are). Every additive term has exactly one amplitude, so that all of them can be identified from
+    data: ``linear``, ``constant``, ``white`` and ``trend`` have their own variance, other names and
+    products are put into a `ScaleKernel`, and inside a product those variances are held at one.
+    Where a product contains sums, the terms of its first sum carry the amplitudes, and the first
+    term of each further sum has none.
 
     Parameters
     ----------
@@ -144,6 +77,8 @@ def parse_kernel(
         One set of parameters for each element of this batch.
     dtype : torch.dtype, default torch.float64
         Floating-point type of the parameters.
+    time_scale : float, default 1.0
+        Periods and other times in an expression are divided by it, for inputs that were.
 
     Returns
     -------
@@ -176,7 +111,9 @@ def parse_kernel(
     batch_shape = check_kernel_arguments(num_features, dtype, batch_shape)
     if isinstance(spec, str):
         ard_num_dims = num_features if ard else None
-        return _Expression(spec, ard_num_dims, batch_shape, dtype).kernel()
+        return _Expression(
+            spec, num_features, ard_num_dims, batch_shape, dtype, time_scale
+        ).kernel()
     if isinstance(spec, Kernel):
         _check_fits(spec, num_features, batch_shape)
         return deepcopy(spec).to(dtype)
@@ -186,6 +123,37 @@ def parse_kernel(
         f"kernel must be an expression such as 'matern52 + linear', a gpytorch kernel or a "
         f"scikit-learn kernel, got {spec!r} of type {type(spec).__name__}."
     )
+
+
+def kernel_terms(expression: str) -> tuple[str, ...]:
+    """The additive terms of an expression, as it spells them.
+
+    Parameters
+    ----------
+    expression : str
+        As for :func:`parse_kernel`.
+
+    Returns
+    -------
+    tuple of str
+        In order; each once, numbered if it occurs again.
+
+    Examples
+    --------
+    >>> from gpvi.kernels.parsing import kernel_terms
+    >>> kernel_terms("trend+season(365.25) + matern32 + matern32")
+    ('trend', 'season(365.25)', 'matern32', 'matern32 (2)')
+    """
+    tree = _Expression(expression, 1, None, torch.Size(), torch.float64, 1.0).tree()
+    found: list[str] = []
+    for term in _operands(tree, ast.Add):
+        text, number = ast.unparse(term), 1
+        name = text
+        while name in found:
+            number += 1
+            name = f"{text} ({number})"
+        found.append(name)
+    return tuple(found)
 
 
 def _check_fits(kernel: Kernel, num_features: int, batch_shape: torch.Size) -> None:
@@ -211,14 +179,16 @@ class _Expression:
     """A kernel expression together with how its kernels are to be built."""
 
     text: str
+    num_features: int
     ard_num_dims: int | None
     batch_shape: torch.Size
     dtype: torch.dtype
+    time_scale: float
 
     def kernel(self) -> Kernel:
-        return self._sum(self._tree(), amplitude=True)
+        return self._sum(self.tree(), amplitude=True)
 
-    def _tree(self) -> ast.expr:
+    def tree(self) -> ast.expr:
         if not self.text.strip():
             raise InputError(f"The kernel expression is empty; use {_valid_names()}.")
         if len(self.text) > _MAX_LENGTH:
@@ -231,7 +201,7 @@ class _Expression:
                 raise self._error(
                     f"Unexpected character {token['other']!r}",
                     token.start(),
-                    "only names, '+', '*' and parentheses can be used",
+                    "only names, numbers, '+', '*' and parentheses can be used",
                 )
         try:
             return ast.parse(self.text.strip(), mode="eval").body
@@ -275,8 +245,18 @@ class _Expression:
         return self._scaled(product) if amplitude else product
 
     def _leaf(self, node: ast.expr, amplitude: bool) -> Kernel:
-        entry = self._entry(node)
-        kernel = entry.build(self.ard_num_dims, self.batch_shape).to(self.dtype)
+        call = node if isinstance(node, ast.Call) else None
+        name = node if call is None else call.func
+        entry = self._entry(name, node)
+        assert isinstance(name, ast.Name)
+        numbers = self._numbers(name.id, entry, call, node)
+        if entry.one_column and self.num_features > 1:
+            raise self._error(
+                f"{name.id!r} is a kernel of time and X has {self.num_features} columns",
+                self._position(node),
+                "pass the column of time alone",
+            )
+        kernel = entry.build(self.ard_num_dims, self.batch_shape, numbers).to(self.dtype)
         if entry.variance is None:
             return self._scaled(kernel) if amplitude else kernel
         if not amplitude:
@@ -284,22 +264,80 @@ class _Expression:
             getattr(kernel, f"raw_{entry.variance}").requires_grad_(False)
         return kernel
 
+    def _numbers(
+        self, name: str, entry: KernelEntry, call: ast.Call | None, node: ast.expr
+    ) -> dict[str, float]:
+        """The numbers in parentheses by name, times in the units of the inputs."""
+        given = self._arguments(name, entry, call) if call is not None else {}
+        numbers = {}
+        for number in entry.numbers:
+            if number.name in given:
+                value = given[number.name]
+                plain = value.value if isinstance(value, ast.Constant) else ast.unparse(value)
+                try:
+                    checked = number.check(plain)
+                except InputError as error:
+                    raise self._error(str(error), self._position(value), _usage(name)) from None
+                numbers[number.name] = (
+                    checked / self.time_scale if number.kind == "time" else checked
+                )
+            elif number.required:
+                raise self._error(
+                    f"{name!r} needs its {number.name}", self._position(node), _usage(name)
+                )
+        return numbers
+
+    def _arguments(self, name: str, entry: KernelEntry, call: ast.Call) -> dict[str, ast.expr]:
+        known = [number.name for number in entry.numbers]
+        if len(call.args) > len(known):
+            what = f"takes at most {len(known)}" if known else "takes no"
+            raise self._error(
+                f"{name!r} {what} number(s) in parentheses", self._position(call), _usage(name)
+            )
+        given = dict(zip(known, call.args, strict=False))
+        for keyword in call.keywords:
+            if keyword.arg not in known or keyword.arg in given:
+                twice = f"is given twice to {name!r}"
+                raise self._error(
+                    f"{keyword.arg!r} "
+                    + (twice if keyword.arg in known else f"names nothing that {name!r} takes"),
+                    self._leading + keyword.col_offset,
+                    _usage(name),
+                )
+            given[keyword.arg] = keyword.value
+        return given
+
+    def _position(self, node: ast.expr) -> int:
+        return self._leading + node.col_offset
+
     def _scaled(self, kernel: Kernel) -> Kernel:
         return ScaleKernel(kernel, batch_shape=self.batch_shape).to(self.dtype)
 
-    def _entry(self, node: ast.expr) -> KernelEntry:
-        position = self._leading + node.col_offset
-        if not isinstance(node, ast.Name):
+    def _entry(self, name: ast.expr, node: ast.expr) -> KernelEntry:
+        if not isinstance(name, ast.Name):
             raise self._error(
                 f"Cannot read {ast.unparse(node)!r} as a kernel",
-                position,
-                "only names, '+', '*' and parentheses can be used",
+                self._position(node),
+                "only names, some with numbers in parentheses, '+', '*' and parentheses can be used",
             )
-        if node.id not in KERNELS:
-            close = difflib.get_close_matches(node.id.lower(), KERNELS, n=1)
+        if name.id not in KERNELS:
+            close = difflib.get_close_matches(name.id.lower(), KERNELS, n=1)
             hint = f"did you mean {close[0]!r}? Use" if close else "use"
-            raise self._error(f"Unknown kernel {node.id!r}", position, f"{hint} {_valid_names()}")
-        return KERNELS[node.id]
+            raise self._error(
+                f"Unknown kernel {name.id!r}", self._position(name), f"{hint} {_valid_names()}"
+            )
+        return KERNELS[name.id]
+
+
+def _usage(name: str) -> str:
+    """How to write a short name with its numbers."""
+    numbers = KERNELS[name].numbers
+    if not numbers:
+        return f"write {name!r} alone"
+    required = ", ".join(number.name for number in numbers if number.required)
+    optional = [number.name for number in numbers if not number.required]
+    plain = f"{name}({required})" if required else name
+    return f"write {plain}" + (f", optionally with {' and '.join(optional)}" if optional else "")
 
 
 def _valid_names() -> str:

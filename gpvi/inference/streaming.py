@@ -17,7 +17,7 @@ Opper, M. (1998). A Bayesian approach to on-line learning.
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from gpytorch.likelihoods import Likelihood as GPyTorchLikelihood
@@ -233,7 +233,7 @@ class OnlineFilter:
             )
         return time
 
-    def _observe(self, form: StateSpaceForm, x: Tensor, y: Tensor, rows: dict[str, Tensor]) -> Self:
+    def _observe(self, form: StateSpaceForm, x: Tensor, y: Tensor, rows: dict[str, Any]) -> Self:
         """One row: move, find its site, update."""
         model = to_double(form.model(x if form.needs_rows else None))
         time = x[0, self.time_dim]

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from gpvi.exceptions import InputError
 from gpvi.kernels import KERNELS, PowerKernel, parse_kernel, set_lengthscales
+from gpvi.kernels.initialization import set_trends
 
 VALUES = torch.tensor([0.5, 2.0, 8.0], dtype=torch.float64)
 
@@ -129,12 +130,45 @@ def test_batches_of_kernels():
     )
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", [name for name, e in KERNELS.items() if not e.one_column])
 def test_every_short_name_can_be_initialised(name):
     kernel = parse_kernel(name, 3)
     set_lengthscales(kernel, VALUES)
     covariance = kernel(torch.eye(3).double()).to_dense()
     assert torch.isfinite(covariance).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["trend", "season(3)", "quasi_season(3, learn=True)", "cosine(3)", "hida(1)"]
+)
+def test_kernels_of_time_can_be_initialised(name):
+    kernel = parse_kernel(name, 1)
+    set_lengthscales(kernel, VALUES[:1])
+    covariance = kernel(torch.arange(3.0).double().unsqueeze(-1)).to_dense()
+    assert torch.isfinite(covariance).all()
+
+
+def test_frequency_starts_at_one_period_in_a_lengthscale():
+    kernel = parse_kernel("hida(1)", 1)
+    set_lengthscales(kernel, torch.tensor([5.0]))
+    assert close(kernel.base_kernel.frequency, 2 * math.pi / 5.0)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_trends_fit_the_interval_and_the_targets(order):
+    """Level, slope and bend alike vary over the interval as the targets do."""
+    kernel = parse_kernel(f"linear + trend({order})", 1)
+    set_trends(kernel, 100.0, 140.0, scale=3.0)
+    trend = kernel.kernels[1]
+    assert trend.origin == 60.0
+    assert trend.initial_variances[0] == 9.0
+    for i, variance in enumerate(trend.initial_variances):
+        assert variance * 40.0 ** (2 * i) / math.factorial(i) ** 2 == pytest.approx(9.0)
+    assert trend.variance.item() * 40.0 ** (2 * order + 1) == pytest.approx(9.0)
+    trend.raw_variance.requires_grad_(False)
+    set_trends(kernel, 0.0, 0.0, scale=1.0)
+    assert trend.variance.item() * 40.0 ** (2 * order + 1) == pytest.approx(9.0)
+    assert trend.origin == -1.0
 
 
 def test_writing_bumps_the_parameter_version():

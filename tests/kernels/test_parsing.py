@@ -9,6 +9,7 @@ import torch
 from gpytorch.kernels import (
     AdditiveKernel,
     ConstantKernel,
+    CosineKernel,
     Kernel,
     LinearKernel,
     MaternKernel,
@@ -25,15 +26,31 @@ from sklearn.gaussian_process import kernels as sklearn_kernels
 from gpvi.exceptions import GPVIError, InputError
 from gpvi.kernels import (
     KERNELS,
+    HalfIntegerMaternKernel,
     HammingKernel,
+    HidaMaternKernel,
+    IntegratedWienerKernel,
     KernelEntry,
     PowerKernel,
+    SeasonalKernel,
     WhiteKernel,
     from_sklearn,
     parse_kernel,
+    set_lengthscales,
 )
+from gpvi.kernels.parsing import kernel_terms
 
 NUM_FEATURES = 3
+
+# The others are kernels of time, or need numbers.
+PLAIN = [name for name, e in KERNELS.items() if not e.one_column]
+TIMED = {
+    "trend": "trend",
+    "season": "season(0.7)",
+    "quasi_season": "quasi_season(0.7)",
+    "cosine": "cosine(0.7)",
+    "hida": "hida(1, 0.7)",
+}
 
 
 def inputs(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -95,6 +112,7 @@ BY_HAND = {
     "matern12": lambda: scale(matern(0.5)),
     "matern32": lambda: scale(matern(1.5)),
     "matern52": lambda: scale(matern(2.5)),
+    "matern72": lambda: scale(HalfIntegerMaternKernel(3, ard_num_dims=NUM_FEATURES)),
     "rbf": lambda: scale(rbf()),
     "rational_quadratic": lambda: scale(rational_quadratic()),
     "periodic": lambda: scale(periodic()),
@@ -142,13 +160,14 @@ def test_expression_equals_the_kernel_made_by_hand(expression):
 
 
 def test_every_short_name_is_compared():
-    assert set(KERNELS) <= set(BY_HAND)
+    assert set(PLAIN) <= set(BY_HAND)
+    assert set(TIMED) == set(KERNELS) - set(PLAIN)
     assert all(
         isinstance(entry, KernelEntry) and name.isidentifier() for name, entry in KERNELS.items()
     )
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_every_term_has_one_amplitude(name):
     """Either a scale around the kernel, or a variance that scales the covariance."""
     kernel = parse_kernel(name, NUM_FEATURES)
@@ -181,9 +200,7 @@ def test_spacing_and_redundant_parentheses(text):
     assert repr(parse_kernel(text, 2)) == repr(parse_kernel("rbf * linear + white", 2))
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, entry in KERNELS.items() if entry.variance is None]
-)
+@pytest.mark.parametrize("name", [name for name in PLAIN if KERNELS[name].variance is None])
 def test_one_lengthscale_or_one_for_each_dimension(name):
     separate = parse_kernel(name, NUM_FEATURES).base_kernel
     shared = parse_kernel(name, NUM_FEATURES, ard=False).base_kernel
@@ -197,11 +214,11 @@ def test_one_lengthscale_or_one_for_each_dimension(name):
 @pytest.mark.parametrize(
     ("text", "position", "message"),
     [
-        ("matern25", 0, "did you mean 'matern52'\\? Use matern12, matern32"),
+        ("matern25", 0, "did you mean 'matern[57]2'\\? Use matern12, matern32"),
         ("rbf + Linear", 6, "Unknown kernel 'Linear'.*did you mean 'linear'"),
         ("  rbf * zzz", 8, "Unknown kernel 'zzz'.*; use matern12"),
-        ("2 * rbf", 0, "Unexpected character '2'"),
-        ("rbf ** 2", 7, "Unexpected character '2'"),
+        ("2 * rbf", 0, "Cannot read '2' as a kernel"),
+        ("rbf ** 2", 0, "Cannot read 'rbf \\*\\* 2' as a kernel"),
         ("rbf - linear", 4, "Unexpected character '-'"),
         ("rbf\n+ rbf", 3, "Unexpected character"),
         ("rbf\0", 3, "Unexpected character"),
@@ -213,7 +230,9 @@ def test_one_lengthscale_or_one_for_each_dimension(name):
         (" rbf)", 4, "Incomplete or misplaced"),
         ("rbf * * linear", 0, "Cannot read 'rbf \\*\\* linear'|Incomplete or misplaced"),
         ("rbf ** linear", 0, "Cannot read"),
-        ("rbf(linear)", 0, "Cannot read"),
+        ("rbf(linear)", 0, "'rbf' takes no number\\(s\\) in parentheses.*; write 'rbf' alone"),
+        ("rbf()(2)", 0, "Cannot read"),
+        ("linear + saeson(3)", 9, "Unknown kernel 'saeson'.*did you mean 'season'"),
         ("rbf + +linear", 6, "Cannot read '\\+linear'"),
         ("rbf or linear", 0, "Cannot read"),
         ("rbf + ()", 6, "Cannot read"),
@@ -256,7 +275,7 @@ def test_no_text_fails_with_anything_but_our_error(text):
 
 def expressions() -> st.SearchStrategy[str]:
     return st.recursive(
-        st.sampled_from(sorted(KERNELS)),
+        st.sampled_from(sorted(PLAIN)),
         lambda children: (
             st.builds(
                 "{}{} {} {}{}".format,
@@ -435,3 +454,134 @@ def test_other_types_are_refused(spec):
 def test_invalid_arguments(arguments, message):
     with pytest.raises(InputError, match=message):
         parse_kernel("rbf", **arguments)
+
+
+class TestTime:
+    """Names of kernels of one column, with numbers."""
+
+    @pytest.mark.parametrize("text", TIMED.values())
+    def test_positive_definite_with_one_amplitude(self, text):
+        kernel = parse_kernel(text, 1)
+        covariance = kernel(inputs(7, 1).abs()).to_dense()
+        assert torch.linalg.eigvalsh(covariance)[0] > -1e-12
+        names = [name.rpartition(".")[2] for name, _ in kernel.named_parameters()]
+        assert sum(name in ("raw_outputscale", "raw_variance") for name in names) == 1
+
+    def test_values(self):
+        kernel = parse_kernel("season(365.25) + quasi_season(7, drift=50) + cosine(24)", 1)
+        season, drifting, wave = (term.base_kernel for term in kernel.kernels)
+        assert type(season) is SeasonalKernel and season.drift_order is None
+        assert season.period_length.item() == pytest.approx(365.25, rel=1e-12)
+        assert drifting.period_length.item() == pytest.approx(7.0)
+        assert drifting.lengthscale.item() == pytest.approx(50.0)
+        # GPyTorch's cosine has half the period.
+        assert type(wave) is CosineKernel and wave.period_length.item() == pytest.approx(12.0)
+        full = torch.tensor([[0.0], [12.0], [24.0]], dtype=torch.float64)
+        assert torch.allclose(
+            wave(full).to_dense()[0], torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)
+        )
+
+    def test_a_drift_of_ten_periods(self):
+        kernel = parse_kernel("quasi_season(7)", 1).base_kernel
+        assert kernel.lengthscale.item() == pytest.approx(70.0)
+        assert kernel.raw_lengthscale.requires_grad
+
+    def test_trend_and_hida(self):
+        assert type(parse_kernel("trend", 1)) is IntegratedWienerKernel
+        assert parse_kernel("trend", 1).order == 1 and parse_kernel("trend(0)", 1).order == 0
+        wave = parse_kernel("hida(2, period=5)", 1).base_kernel
+        assert type(wave) is HidaMaternKernel and wave.order == 2
+        assert 2 * torch.pi / wave.frequency.item() == pytest.approx(5.0)
+
+    @pytest.mark.parametrize("name", ["season", "quasi_season", "cosine"])
+    def test_periods_are_fixed_unless_learned(self, name):
+        fixed, learned = (
+            parse_kernel(text, 1).base_kernel for text in (f"{name}(3)", f"{name}(3, learn=True)")
+        )
+        assert not fixed.raw_period_length.requires_grad
+        assert learned.raw_period_length.requires_grad
+        for kernel in (fixed, learned):
+            before = kernel.period_length.item()
+            set_lengthscales(kernel, torch.tensor([40.0]))
+            assert kernel.period_length.item() == before
+
+    def test_numbers_are_in_units_of_time(self):
+        kernel = parse_kernel("quasi_season(10, 30) + hida(1, 5)", 1, time_scale=2.0)
+        season, wave = (term.base_kernel for term in kernel.kernels)
+        assert season.period_length.item() == pytest.approx(5.0)
+        assert season.lengthscale.item() == pytest.approx(15.0)
+        assert wave.frequency.item() == pytest.approx(2 * torch.pi / 2.5)
+        assert wave.order == 1
+
+    @pytest.mark.parametrize("number", ["365.25", "3.6525e2", "36525e-2", ".36525E3", "365.250"])
+    def test_ways_to_write_a_number(self, number):
+        kernel = parse_kernel(f"season( {number} )", 1).base_kernel
+        assert kernel.period_length.item() == pytest.approx(365.25)
+
+    def test_products(self):
+        kernel = parse_kernel("season(3) * matern32 + trend * linear", 1)
+        assert [type(term) for term in kernel.kernels] == [ScaleKernel, ScaleKernel]
+        assert not kernel.kernels[1].base_kernel.kernels[0].raw_variance.requires_grad
+
+    @pytest.mark.parametrize(
+        ("text", "position", "message"),
+        [
+            (
+                "season",
+                0,
+                "'season' needs its period.*; write season\\(period\\), optionally with learn",
+            ),
+            ("linear + season()", 9, "'season' needs its period"),
+            ("season(0)", 7, "period is 0 and must be a positive number"),
+            ("season(-1)", 7, "Unexpected character '-'"),
+            ("season(1e999)", 7, "period is inf and must be a positive number"),
+            ("season(True)", 7, "period is True and must be a positive number"),
+            ("season(3 + 4)", 7, "period is '3 \\+ 4' and must be"),
+            ("season(linear)", 7, "period is 'linear' and must be"),
+            ("season(3, True, 4)", 0, "takes at most 2 number"),
+            ("season(3, period=4)", 10, "'period' is given twice to 'season'"),
+            ("season(3, decay=4)", 10, "'decay' names nothing that 'season' takes"),
+            ("season(3, learn=1)", 16, "learn is 1 and must be True or False"),
+            ("trend(1.5)", 6, "order is 1.5 and must be a whole number from 0 to 8"),
+            ("hida", 0, "'hida' needs its order"),
+            ("hida(9)", 5, "order is 9 and must be"),
+            ("matern32(3)", 0, "'matern32' takes no number"),
+            ("season(period=3, period=4)", 17, "period.* is given twice|Incomplete or misplaced"),
+            ("season(3", 6, "Incomplete or misplaced"),
+            ("season(*linear)", 7, "Incomplete or misplaced|must be a positive number"),
+            ("season(**linear)", 7, "names nothing|Incomplete"),
+        ],
+    )
+    def test_errors(self, text, position, message):
+        with pytest.raises(InputError, match=message) as raised:
+            parse_kernel(text, 1)
+        assert f"at position {position} of {text!r}" in str(raised.value)
+
+    @pytest.mark.parametrize("text", TIMED.values())
+    def test_several_columns_are_refused(self, text):
+        with pytest.raises(InputError, match="is a kernel of time and X has 2 columns"):
+            parse_kernel(f"rbf + {text}", 2)
+
+    @settings(max_examples=200)
+    @given(st.text(alphabet="season()3.,=trudlnp +*eE", max_size=30))
+    def test_no_text_fails_with_anything_but_our_error(self, text):
+        try:
+            parse_kernel(text, 1)
+        except GPVIError as error:
+            assert str(error)
+
+    def test_copies_keep_given_starts(self):
+        kernel = parse_kernel("season(3, learn=True)", 1)
+        for copy in (pickle.loads(pickle.dumps(kernel)), deepcopy(kernel)):
+            set_lengthscales(copy, torch.tensor([40.0]))
+            assert copy.base_kernel.period_length.item() == pytest.approx(3.0)
+
+    def test_terms(self):
+        assert kernel_terms("trend+season( 7 ) * (matern32+linear)+ (linear + linear)") == (
+            "trend",
+            "season(7) * (matern32 + linear)",
+            "linear",
+            "linear (2)",
+        )
+        with pytest.raises(InputError, match="Incomplete"):
+            kernel_terms("trend +")

@@ -15,6 +15,8 @@ from gpvi.linalg.markov.blocks import (
     matern_noise,
     stationary_cascade,
 )
+from gpvi.linalg.markov.conditioning import condition_last
+from gpvi.linalg.markov.cross_operator import CrossCovarianceLinearOperator
 from gpvi.linalg.markov.dense_blocks import (
     KroneckerBlock,
     ScaledBlock,
@@ -31,10 +33,13 @@ from gpvi.linalg.markov.model import (
     MarkovModel,
     Steps,
 )
+from gpvi.linalg.markov.operators import SemiseparableLinearOperator
 from gpvi.linalg.markov.path import (
     MarkovPath,
     markov_path,
 )
+from gpvi.linalg.markov.plus_diagonal_operator import SemiseparablePlusDiagonalLinearOperator
+from gpvi.linalg.markov.precision_operator import BlockTridiagonalLinearOperator
 from gpvi.linalg.markov.rational import (
     RationalBlock,
 )
@@ -68,7 +73,9 @@ from gpvi.linalg.markov.wiener_bank import (
 __all__ = [
     "BlockCholesky",
     "BlockTridiagonal",
+    "BlockTridiagonalLinearOperator",
     "CascadeBlock",
+    "CrossCovarianceLinearOperator",
     "CyclicReduction",
     "Engine",
     "KroneckerBlock",
@@ -78,6 +85,8 @@ __all__ = [
     "MarkovPath",
     "RationalBlock",
     "ScaledBlock",
+    "SemiseparableLinearOperator",
+    "SemiseparablePlusDiagonalLinearOperator",
     "SequentialCholesky",
     "Smoothed",
     "StatePath",
@@ -86,6 +95,7 @@ __all__ = [
     "WienerBankBlock",
     "affine",
     "associative_scan",
+    "condition_last",
     "congruence",
     "innovation_factors",
     "interleave",

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from gpvi.exceptions import NumericalError
+from gpvi.exceptions import NumericalError, UnsupportedError
 from gpvi.linalg.markov._compiled import Passes, element
 
 __all__ = ["LogPartition", "Smooth", "prepare", "run_forward"]
@@ -32,8 +31,8 @@ class LogPartition(torch.autograd.Function):
         return torch.from_numpy(totals)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_graph()
         lam1, lam2, *tensors = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:]
         gradients = _Gradients(ctx.passes, lam1, lam2, tuple(tensors), wanted)
@@ -71,7 +70,6 @@ class Smooth(torch.autograd.Function):
         return torch.from_numpy(totals), mean, variance, local
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any,
         by_total: Tensor | None,
@@ -79,6 +77,7 @@ class Smooth(torch.autograd.Function):
         by_variance: Tensor | None,
         _: Any,
     ) -> tuple[Tensor | None, ...]:
+        _refuse_graph()
         lam1, lam2, mean, variance, *tensors = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:]
         gradients = _Gradients(ctx.passes, lam1, lam2, tuple(tensors), wanted)
@@ -93,6 +92,15 @@ class Smooth(torch.autograd.Function):
                     along1 = along1 + by_mean[number]
                 gradients.add_directional(number, along1, along2)
         return None, *gradients.collected()
+
+
+def _refuse_graph() -> None:
+    """Say so instead of losing second derivatives in silence."""
+    if torch.is_grad_enabled():
+        raise UnsupportedError(
+            "The compiled passes are differentiable once, and create_graph=True asks for more; pass "
+            "engine='tensor'."
+        )
 
 
 class _Gradients:

@@ -90,12 +90,12 @@ def _compiled_sample(
 
     passes = PackedPasses(to_double(model), to_double(steps))
     inputs, shape = prepare(passes, lam1, lam2)
-    lam1, lam2, *tensors = inputs
+    first, second, *tensors = inputs
     _, Q, start, _ = tensors
     factors = (_block_factors(Q, model), semidefinite_cholesky(start))
     batch = torch.broadcast_shapes(shape, normals.shape[1:-2])
-    noise = normals.double().expand(len(normals), *batch, *normals.shape[-2:])
-    noise = noise.reshape(len(normals), -1, *normals.shape[-2:]).numpy()
+    wide = normals.double().expand(len(normals), *batch, *normals.shape[-2:])
+    noise = wide.reshape(len(normals), -1, *normals.shape[-2:]).numpy()
     T, d = steps.num_rows, model.dimension
     states = np.empty(noise.shape)
     eta, J, root = np.empty((T, d)), np.empty((T, d, d)), np.empty((T, d, d))
@@ -103,11 +103,11 @@ def _compiled_sample(
     elements = torch.arange(shape.numel()).reshape(shape).expand(batch).reshape(-1)
     for b, own in enumerate(elements.tolist()):
         A, _, _, readout = element(tuple(tensors), own)
-        factor, first = element(factors, own)
-        j, w = element((lam1, lam2), own)
+        factor, initial = element(factors, own)
+        j, w = element((first, second), own)
         layout = passes.unit, passes.starts, passes.size
         row = _sample_cpu.messages(
-            *layout, A, factor, first, readout, passes.which, j, w, eta, J, root
+            *layout, A, factor, initial, readout, passes.which, j, w, eta, J, root
         )
         if row >= 0:
             raise NumericalError(
