@@ -16,7 +16,8 @@ Särkkä, S. (2013). Bayesian Filtering and Smoothing.
 Opper, M. (1998). A Bayesian approach to on-line learning.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -34,6 +35,7 @@ from gpvi.exceptions import InputError, InputTypeError, UnsupportedError
 from gpvi.inference.cvi import cvi
 from gpvi.kernels import StateSpaceForm, as_state_space
 from gpvi.likelihoods import as_likelihood
+from gpvi.linalg import MarkovModel
 from gpvi.linalg.markov._compiled import to_double
 
 __all__ = ["OnlineFilter"]
@@ -170,16 +172,15 @@ class OnlineFilter:
         model.check_targets(y, **rows)
         with torch.no_grad():
             current, sites = self, []
-            form = self._form
             for n in range(len(x)):
                 one = slice(n, n + 1)
                 extras = {name: values[..., one] for name, values in rows.items()}
-                current = current._observe(form, x[one], y[one], extras)
+                current = current._observe(x[one], y[one], extras)
                 assert current.sites is not None
                 sites.append(current.sites)
         lam1 = torch.cat([site.lam1 for site in sites], -1)
         lam2 = torch.cat([site.lam2 for site in sites], -1)
-        return replace(current, num_updates=self.num_updates + len(x), sites=Sites(lam1, lam2))
+        return current._moved(num_updates=self.num_updates + len(x), sites=Sites(lam1, lam2))
 
     def predict(self, x: Tensor) -> Marginals:
         """Moments of f at the last stamp or later.
@@ -201,8 +202,7 @@ class OnlineFilter:
         """
         time = self._check(x)
         with torch.no_grad():
-            form = self._form
-            model = to_double(form.model(x if form.needs_rows else None))
+            model = self._at(x)
             dt = (time - self.time).double()
             A, Q = model.transition(dt), model.process_noise(dt)
             mean = (A @ self.mean[..., None, :, None]).squeeze(-1)
@@ -212,9 +212,46 @@ class OnlineFilter:
             value = self.gp.mean(x) + (h * mean).sum(-1).to(x)
             return Marginals(value, variance.clamp_min(0.0).to(x))
 
-    @property
+    @cached_property
     def _form(self) -> StateSpaceForm:
-        return as_state_space(self.gp.kernel, rbf_order=self.rbf_order)  # type: ignore[attr-defined]
+        kernel = self.gp.kernel  # type: ignore[attr-defined]
+        return to_double(as_state_space(kernel, rbf_order=self.rbf_order))
+
+    @cached_property
+    def _model(self) -> MarkovModel | None:
+        """The process, where it is the same at every row."""
+        return None if self._form.needs_rows else self._form.model()
+
+    @cached_property
+    def _matrices(self) -> dict[float, tuple[Tensor, Tensor]]:
+        """A and Q of the last step: stamps are often equally spaced."""
+        return {}
+
+    def _moved(self, **changes: Any) -> Self:
+        """:func:`dataclasses.replace` that keeps what follows from the hyperparameters alone."""
+        new = replace(self, **changes)
+        new.__dict__.update(_form=self._form, _model=self._model, _matrices=self._matrices)
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle needs: lazy attributes come again."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def _at(self, x: Tensor) -> MarkovModel:
+        return self._form.model(x.double()) if self._model is None else self._model
+
+    def _step(self, model: MarkovModel, time: Tensor) -> tuple[Tensor, Tensor]:
+        dt = float(time - self.time)
+        # Steps that differ by the rounding of the stamps are the same step.
+        slack = 4.0 * torch.finfo(time.dtype).eps * float(time.abs())
+        for known, matrices in self._matrices.items():
+            if abs(known - dt) <= slack:
+                return matrices
+        step = self.mean.new_tensor([dt])
+        matrices = model.transition(step).squeeze(-3), model.process_noise(step).squeeze(-3)
+        self._matrices.clear()
+        self._matrices[dt] = matrices
+        return matrices
 
     def _check(self, x: Tensor) -> Tensor:
         if x.dim() != 2 or x.shape[-1] <= self.time_dim or x.dtype != self.time.dtype:
@@ -233,24 +270,32 @@ class OnlineFilter:
             )
         return time
 
-    def _observe(self, form: StateSpaceForm, x: Tensor, y: Tensor, rows: dict[str, Any]) -> Self:
+    def _observe(self, x: Tensor, y: Tensor, rows: dict[str, Any]) -> Self:
         """One row: move, find its site, update."""
-        model = to_double(form.model(x if form.needs_rows else None))
-        time = x[0, self.time_dim]
-        dt = (time - self.time).double().unsqueeze(-1)
-        A, Q = model.transition(dt).squeeze(-3), model.process_noise(dt).squeeze(-3)
+        model, time = self._at(x), x[0, self.time_dim]
+        A, Q = self._step(model, time)
         m = (A @ self.mean.unsqueeze(-1)).squeeze(-1)
         P = A @ self.covariance @ A.mT + Q
         h = model.readout if model.rows is None else model.rows.squeeze(-2)
         u = (P @ h.unsqueeze(-1)).squeeze(-1)
         a, s = (h * m).sum(-1), (h * u).sum(-1)
         offset = self.gp.mean(x)
-        row = WhitePrior(self.gp, x, offset + a.unsqueeze(-1).to(x), s.unsqueeze(-1).to(x))
-        sites = cvi(row, self.likelihood, y, **rows).sites
-        sites = Sites(sites.lam1.expand_as(row.mean), sites.lam2.expand_as(row.mean))
+        sites = self._sites(x, y, offset + a.unsqueeze(-1).to(x), s.unsqueeze(-1).to(x), rows)
+        sites = Sites(sites.lam1.expand_as(offset), sites.lam2.expand_as(offset))
         lam2 = sites.lam2.squeeze(-1).double()
         lam1 = (sites.lam1 - sites.lam2 * offset).squeeze(-1).double()
         inverse = 1.0 / (1.0 + lam2 * s)
         m = m + ((lam1 - lam2 * a) * inverse).unsqueeze(-1) * u
         P = P - (lam2 * inverse)[..., None, None] * u.unsqueeze(-1) * u.unsqueeze(-2)
-        return replace(self, time=time, mean=m, covariance=P, sites=sites)
+        return self._moved(time=time, mean=m, covariance=P, sites=sites)
+
+    def _sites(
+        self, x: Tensor, y: Tensor, mean: Tensor, variance: Tensor, rows: dict[str, Any]
+    ) -> Sites:
+        """The site of a row whose f has these moments before it is seen."""
+        model = as_likelihood(self.likelihood)
+        noise = model.gaussian_noise(y, **rows) if model.num_latents == 1 else None
+        if noise is not None:
+            precision = noise.reciprocal().expand_as(y)
+            return Sites(precision * y, precision).mask(~torch.isnan(y))
+        return cvi(WhitePrior(self.gp, x, mean, variance), self.likelihood, y, **rows).sites
