@@ -5,7 +5,14 @@ One idea: every approximation is a structured Gaussian prior that is conditioned
 
 from importlib.metadata import version
 
-from gpvi.estimators import Fixed, Free, GPClassifier, GPCountRegressor, GPRegressor
+from gpvi.estimators import (
+    Fixed,
+    Free,
+    GPClassifier,
+    GPCountRegressor,
+    GPRegressor,
+    TimeSeriesGP,
+)
 
 __all__ = [
     "Fixed",
@@ -13,6 +20,7 @@ __all__ = [
     "GPClassifier",
     "GPCountRegressor",
     "GPRegressor",
+    "TimeSeriesGP",
     "__version__",
 ]
 

@@ -24,6 +24,7 @@ from gpvi.kernels.power import PowerKernel
 from gpvi.kernels.quasi_periodic import QuasiPeriodicKernel
 from gpvi.kernels.random_features import RandomFeatures
 from gpvi.kernels.seasonal import SeasonalKernel
+from gpvi.kernels.short_names import KernelNumber
 from gpvi.kernels.sklearn_conversion import from_sklearn
 from gpvi.kernels.space_time import SpaceTimeKernel
 from gpvi.kernels.state_space import StateSpaceForm, StateSpaceKernel
@@ -41,6 +42,7 @@ __all__ = [
     "HidaMaternMixture",
     "IntegratedWienerKernel",
     "KernelEntry",
+    "KernelNumber",
     "LinearKernel",
     "MarkovFractionalBrownianKernel",
     "MarkovKernel",

@@ -256,7 +256,7 @@ class _Expression:
                 self._position(node),
                 "pass the column of time alone",
             )
-        kernel = entry.build(self.ard_num_dims, self.batch_shape, numbers).to(self.dtype)
+        kernel = entry.build(self.ard_num_dims, self.batch_shape, **numbers).to(self.dtype)
         if entry.variance is None:
             return self._scaled(kernel) if amplitude else kernel
         if not amplitude:

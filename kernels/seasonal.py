@@ -52,9 +52,10 @@ class SeasonalKernel(OneColumnKernel):
         The column that is time.
     lengthscale_prior, period_length_prior, periodic_lengthscale_prior : Prior, optional
         Priors over the parameters.
-    lengthscale_constraint, period_length_constraint, periodic_lengthscale_constraint : Interval, \
-optional
-        Ranges of the parameters; positive unless given, and the last one above 0.05.
+    lengthscale_constraint, period_length_constraint : Interval, optional
+        Ranges of the parameters; positive unless given.
+    periodic_lengthscale_constraint : Interval, optional
+        Range of the parameter; above 0.05 unless given, where 25 harmonics are enough.
 
     Attributes
     ----------

@@ -34,8 +34,6 @@ __all__ = ["KERNELS", "KernelEntry", "KernelNumber"]
 # A drifting season forgets its pattern over this many periods, at first.
 _DRIFT_PERIODS = 10.0
 
-Numbers = dict[str, float]
-
 
 @dataclass(frozen=True)
 class KernelNumber:
@@ -98,8 +96,8 @@ class KernelEntry:
     Attributes
     ----------
     build : callable
-        Makes the kernel from `ard_num_dims` (None for one lengthscale), `batch_shape`, and the
-        numbers that were given, by name.
+        Makes the kernel from `ard_num_dims` (None for one lengthscale) and `batch_shape`; the
+        numbers that were given are keyword arguments.
     variance : str or None
         The kernel's own variance parameter; None for a kernel of unit variance, which a
         `ScaleKernel` scales.
@@ -109,92 +107,99 @@ class KernelEntry:
         Whether it is a kernel of time only.
     """
 
-    build: Callable[[int | None, torch.Size, Numbers], Kernel]
+    build: Callable[..., Kernel]
     variance: str | None = None
     numbers: tuple[KernelNumber, ...] = ()
     one_column: bool = False
 
 
-def _matern(nu: float) -> Callable[[int | None, torch.Size, Numbers], Kernel]:
-    def build(ard_num_dims: int | None, batch_shape: torch.Size, numbers: Numbers) -> Kernel:
+def _matern(nu: float) -> Callable[..., Kernel]:
+    def build(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
         return MaternKernel(nu=nu, ard_num_dims=ard_num_dims, batch_shape=batch_shape)
 
     return build
 
 
-def _smooth_matern(ard_num_dims: int | None, batch_shape: torch.Size, numbers: Numbers) -> Kernel:
+def _smooth_matern(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
     return HalfIntegerMaternKernel(3, ard_num_dims=ard_num_dims, batch_shape=batch_shape)
 
 
-def _rbf(ard_num_dims: int | None, batch_shape: torch.Size, numbers: Numbers) -> Kernel:
+def _rbf(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
     return RBFKernel(ard_num_dims=ard_num_dims, batch_shape=batch_shape)
 
 
-def _rational_quadratic(
-    ard_num_dims: int | None, batch_shape: torch.Size, numbers: Numbers
-) -> Kernel:
+def _rational_quadratic(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
     return RQKernel(ard_num_dims=ard_num_dims, batch_shape=batch_shape)
 
 
-def _periodic(ard_num_dims: int | None, batch_shape: torch.Size, numbers: Numbers) -> Kernel:
+def _periodic(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
     if ard_num_dims is None:  # GPyTorch's class does not take an explicit None here.
         return PeriodicKernel(batch_shape=batch_shape)
     return PeriodicKernel(ard_num_dims=ard_num_dims, batch_shape=batch_shape)
 
 
-def _hamming(ard_num_dims: int | None, batch_shape: torch.Size, numbers: Numbers) -> Kernel:
+def _hamming(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
     return HammingKernel(ard_num_dims=ard_num_dims, batch_shape=batch_shape)
 
 
-def _linear(ard_num_dims: int | None, batch_shape: torch.Size, numbers: Numbers) -> Kernel:
+def _linear(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
     return LinearKernel(batch_shape=batch_shape)
 
 
-def _white(ard_num_dims: int | None, batch_shape: torch.Size, numbers: Numbers) -> Kernel:
+def _white(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
     return WhiteKernel(batch_shape=batch_shape)
 
 
-def _constant(ard_num_dims: int | None, batch_shape: torch.Size, numbers: Numbers) -> Kernel:
+def _constant(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
     return ConstantKernel(batch_shape=batch_shape)
 
 
-def _trend(ard_num_dims: int | None, batch_shape: torch.Size, numbers: Numbers) -> Kernel:
-    order = int(numbers.get("order", 1))
-    return IntegratedWienerKernel(order, batch_shape=batch_shape)
+def _trend(ard_num_dims: int | None, batch_shape: torch.Size, order: float = 1) -> Kernel:
+    return IntegratedWienerKernel(int(order), batch_shape=batch_shape)
 
 
-def _season(ard_num_dims: int | None, batch_shape: torch.Size, numbers: Numbers) -> Kernel:
-    kernel = SeasonalKernel(batch_shape=batch_shape).double()
-    return _with_period(kernel, "period_length", numbers["period"], numbers)
+def _season(
+    ard_num_dims: int | None, batch_shape: torch.Size, period: float, learn: float = False
+) -> Kernel:
+    return _with_period(SeasonalKernel(batch_shape=batch_shape).double(), period, learn)
 
 
-def _quasi_season(ard_num_dims: int | None, batch_shape: torch.Size, numbers: Numbers) -> Kernel:
+def _quasi_season(
+    ard_num_dims: int | None,
+    batch_shape: torch.Size,
+    period: float,
+    drift: float | None = None,
+    learn: float = False,
+) -> Kernel:
     kernel = SeasonalKernel(drift_order=1, batch_shape=batch_shape).double()
-    drift = numbers.get("drift", _DRIFT_PERIODS * numbers["period"])
-    assign_parameter(kernel, "lengthscale", drift)
+    time = _DRIFT_PERIODS * period if drift is None else drift
+    assign_parameter(kernel, "lengthscale", time)
     keep_start(kernel, "lengthscale")
-    return _with_period(kernel, "period_length", numbers["period"], numbers)
+    return _with_period(kernel, period, learn)
 
 
-def _cosine(ard_num_dims: int | None, batch_shape: torch.Size, numbers: Numbers) -> Kernel:
+def _cosine(
+    ard_num_dims: int | None, batch_shape: torch.Size, period: float, learn: float = False
+) -> Kernel:
     # GPyTorch's period is the time from a peak to a trough.
-    kernel = CosineKernel(batch_shape=batch_shape).double()
-    return _with_period(kernel, "period_length", 0.5 * numbers["period"], numbers)
+    return _with_period(CosineKernel(batch_shape=batch_shape).double(), 0.5 * period, learn)
 
 
-def _hida(ard_num_dims: int | None, batch_shape: torch.Size, numbers: Numbers) -> Kernel:
-    kernel = HidaMaternKernel(int(numbers["order"]), batch_shape=batch_shape).double()
-    if "period" in numbers:
-        assign_parameter(kernel, "frequency", 2.0 * math.pi / numbers["period"])
+def _hida(
+    ard_num_dims: int | None, batch_shape: torch.Size, order: float, period: float | None = None
+) -> Kernel:
+    kernel = HidaMaternKernel(int(order), batch_shape=batch_shape).double()
+    if period is not None:
+        assign_parameter(kernel, "frequency", 2.0 * math.pi / period)
         keep_start(kernel, "frequency")
     return kernel
 
 
-def _with_period(kernel: Kernel, name: str, period: float, numbers: Numbers) -> Kernel:
+def _with_period(kernel: Kernel, period: float, learn: float) -> Kernel:
     """A period is known, and stays, unless it is said to be a starting value."""
-    assign_parameter(kernel, name, period)
-    keep_start(kernel, name)
-    getattr(kernel, f"raw_{name}").requires_grad_(bool(numbers.get("learn", False)))
+    assign_parameter(kernel, "period_length", period)
+    keep_start(kernel, "period_length")
+    kernel.raw_period_length.requires_grad_(bool(learn))
     return kernel
 
 

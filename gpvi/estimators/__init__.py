@@ -2,6 +2,7 @@
 
 from gpvi.estimators.classifier import GPClassifier
 from gpvi.estimators.counts import GPCountRegressor
+from gpvi.estimators.forecasting import Component, Decomposition, Forecast
 from gpvi.estimators.functions import FunctionSamples
 from gpvi.estimators.hyperparameters import Fixed, Free
 from gpvi.estimators.regressor import GPRegressor
@@ -12,10 +13,14 @@ from gpvi.estimators.reporting import (
     LeaveOneOutClasses,
 )
 from gpvi.estimators.scaling import Standardizer
+from gpvi.estimators.time_series import TimeSeriesGP
 
 __all__ = [
+    "Component",
+    "Decomposition",
     "FitSummary",
     "Fixed",
+    "Forecast",
     "Free",
     "FunctionSamples",
     "GPClassifier",
@@ -25,4 +30,5 @@ __all__ = [
     "LeaveOneOut",
     "LeaveOneOutClasses",
     "Standardizer",
+    "TimeSeriesGP",
 ]

@@ -18,25 +18,26 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from gpvi.estimators.building import LikelihoodBuilder, build_likelihood
-from gpvi.estimators.fitting import FitOptions, TrainingData, fit_model
+from gpvi.estimators.fitting import TrainingData, fit_model
 from gpvi.estimators.functions import FunctionSamples
 from gpvi.estimators.hyperparameters import HyperparameterSpec, check_hyperparameters
-from gpvi.estimators.inputs import learn_columns
+from gpvi.estimators.inputs import InputColumns, learn_columns
+from gpvi.estimators.model import FittedModel
 from gpvi.estimators.preparation import (
-    DTYPES,
     check_data,
     check_kind,
     check_options,
+    fit_options,
     standardizers,
     target_scale,
     usable_rows,
 )
 from gpvi.estimators.reporting import FitSummary, summarize
 from gpvi.estimators.saving import fitted_names, load_estimator, save_estimator
+from gpvi.estimators.scaling import Standardizer
 from gpvi.estimators.units import list_hyperparameters
-from gpvi.estimators.validation import check_device, check_integer, check_seed, row_values
+from gpvi.estimators.validation import check_integer, check_seed, row_extras, row_values
 from gpvi.inference import Callback
-from gpvi.likelihoods import as_likelihood
 
 __all__ = ["GaussianProcessEstimator"]
 
@@ -115,8 +116,10 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
         self.callbacks = callbacks
         self.checkpoint = checkpoint
 
-    #: Whether targets are standardised; only real numbers can be.
-    _standardizes_targets = False
+    @property
+    def _standardizes_targets(self) -> bool:
+        """Whether targets are standardised; only real numbers can be."""
+        return False
 
     #: What is predicted: "number", "count" or "label".
     _kind = "number"
@@ -196,8 +199,8 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
         """
         array = self._new_inputs(X)
         rows = self._rows(noise_variance, exposure, len(array))
-        targets = self._encoded(y, len(array))
-        return self._model.log_density(array, targets, rows, self._pieces(batch_size))
+        targets, pieces = self._encoded(y, len(array)), self._pieces(batch_size)
+        return self._model_at(array).log_density(array, targets, rows, pieces)
 
     def sample_y(
         self,
@@ -229,7 +232,8 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
         array = self._new_inputs(X)
         rows = self._rows(noise_variance, exposure, len(array))
         size = check_integer("n_samples", n_samples, 1)
-        return self._decoded(self._model.samples(array, size, rows, _generator(random_state)).T)
+        model = self._model_at(None)
+        return self._decoded(model.samples(array, size, rows, _generator(random_state)).T)
 
     def sample_functions(
         self, n_functions: int = 1, random_state: Any = None, *, num_features: int = 2_000
@@ -262,8 +266,8 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
         check_is_fitted(self, "posterior_")
         size = check_integer("n_functions", n_functions, 1)
         features = check_integer("num_features", num_features, 1)
-        paths = self._model.paths(size, features, _generator(random_state))
-        model = self._model
+        model = self._model_at(None)
+        paths = model.paths(size, features, _generator(random_state))
         like = model.targets.new_empty(0)
         return FunctionSamples(paths, self._columns, model.x_map, model.y_map, like)
 
@@ -329,41 +333,11 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
         scale = target_scale(data) if self._standardizes_targets and not self.standardize else 1.0
         likelihood = build_likelihood(self.likelihood, self._likelihoods(), scale)
         check_kind(likelihood, self._kind, len(getattr(self, "classes_", ())))
-        x_map, y_map = standardizers(
-            data,
-            standardize=bool(self.standardize),
-            common_scale=not self.ard,
-            targets=self._standardizes_targets,
-        )
+        x_map, y_map = self._maps(data)
         check_data(likelihood, data, y_map)
-        options = FitOptions(
-            kernel=self.kernel,
-            mean=self.mean,
-            approximation=self.approximation,
-            likelihood=likelihood,
-            num_latents=as_likelihood(likelihood).num_latents,
-            ard=bool(self.ard),
-            x_map=x_map,
-            y_map=y_map,
-            target_scale=scale,
-            hyperparameters=specs,
-            num_inducing=self.num_inducing,
-            batch_size=self.batch_size,
-            optimizer=self.optimizer,
-            objective=self.objective,
-            max_iter=self.max_iter,
-            learning_rate=self.learning_rate,
-            num_restarts=self.num_restarts,
-            seed=check_seed(self.random_state),
-            device=check_device(self.device),
-            dtype=DTYPES[self.dtype],
-            verbose=bool(self.verbose),
-            callbacks=tuple(self.callbacks),
-            checkpoint=self.checkpoint,
-        )
+        options = fit_options(self, likelihood, x_map, y_map, scale, specs)
         outcome = fit_model(data, options)
-        self._columns = data.columns
-        self._model = outcome.model
+        self._columns, self._model = data.columns, outcome.model
         process = outcome.process
         self.posterior_ = outcome.model.posterior
         self.kernel_ = process.kernel
@@ -373,7 +347,7 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
         self.history_ = outcome.history
         self.n_iter_ = max(1, outcome.result.num_iterations)
         target = "y" if self._standardizes_targets else "f"
-        parameters = list_hyperparameters(process, outcome.model.likelihood, x_map, y_map, target)
+        parameters = list_hyperparameters(process, self.likelihood_, x_map, y_map, target)
         self._summary = summarize(
             type(self).__name__, outcome, parameters, data.columns, bool(self.standardize)
         )
@@ -382,7 +356,7 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
     def _training_data(
         self, X: Any, y: Any, sample_weight: Any, noise_variance: Any, exposure: Any
     ) -> TrainingData:
-        columns, array = learn_columns(self, X, y, self.categorical_features)
+        columns, array = self._learn_columns(X, y)
         targets, observed = self._targets(y, len(array))
         name = type(self).__name__
         weights = row_values(sample_weight, len(array), "sample_weight", name, positive=False)
@@ -397,12 +371,29 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
             columns.within(array[used]),
         )
 
+    def _learn_columns(self, X: Any, y: Any) -> tuple[InputColumns, np.ndarray]:
+        """What there is to know about the inputs, and their numbers [N, D]."""
+        return learn_columns(self, X, y, self.categorical_features)
+
+    def _maps(self, data: TrainingData) -> tuple[Standardizer, Standardizer]:
+        """Of inputs and targets to the units of the fit."""
+        return standardizers(
+            data,
+            standardize=bool(self.standardize),
+            common_scale=not self.ard,
+            targets=self._standardizes_targets,
+        )
+
+    def _prior_mean(self) -> Any:
+        """The prior mean that is meant by the option."""
+        return self.mean
+
+    def _model_at(self, array: np.ndarray | None) -> FittedModel:
+        """What predicts moments at inputs [N, D], or everything (None)."""
+        return self._model
+
     def _rows(self, noise_variance: Any, exposure: Any, num_rows: int) -> dict[str, np.ndarray]:
-        name = type(self).__name__
-        noise = row_values(noise_variance, num_rows, "noise_variance", name, positive=False)
-        exposed = row_values(exposure, num_rows, "exposure", name, positive=True)
-        rows = {"noise": noise, "exposure": exposed}
-        return {key: values for key, values in rows.items() if values is not None}
+        return row_extras(noise_variance, exposure, num_rows, type(self).__name__)
 
     def _new_inputs(self, X: Any) -> np.ndarray:
         check_is_fitted(self, "posterior_")
@@ -410,8 +401,8 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
         self._columns.warn_if_far(array)
         return array
 
-    def _pieces(self, batch_size: Any) -> int | None:
-        return None if batch_size is None else check_integer("batch_size", batch_size, 1)
+    def _pieces(self, size: Any) -> int | None:
+        return None if size is None else check_integer("batch_size", size, 1)
 
     @abstractmethod
     def _likelihoods(self) -> Mapping[str, LikelihoodBuilder]:

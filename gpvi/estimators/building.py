@@ -7,13 +7,19 @@ from typing import Any
 
 import gpytorch
 import torch
-from gpytorch.kernels import Kernel, ProductKernel, ScaleKernel
+from gpytorch.kernels import (
+    Kernel,
+    ProductKernel,
+    RBFKernel,
+    ScaleKernel,
+    SpectralMixtureKernel,
+)
 
-from gpvi.approximations import Approximation, Exact, InducingPoints
+from gpvi.approximations import Approximation, Exact, InducingPoints, StateSpace
 from gpvi.estimators.inputs import InputColumns
 from gpvi.estimators.validation import check_integer
-from gpvi.exceptions import InputError
-from gpvi.kernels import HammingKernel, parse_kernel
+from gpvi.exceptions import InputError, UnsupportedError
+from gpvi.kernels import HammingKernel, as_state_space, parse_kernel
 
 __all__ = [
     "ApproximationChoice",
@@ -27,6 +33,10 @@ __all__ = [
 # One exact Cholesky of this size takes well under a second.
 _MAX_EXACT_ROWS = 2_000
 
+# Up to this many rows one evaluation of the dense algebra is as cheap as a pass of up to 15 states.
+_FEW_ROWS = 500
+_FEW_STATES = 15
+
 # Sweeps of a non-Gaussian likelihood per evaluation of the objective.
 _SWEEPS = 5
 
@@ -39,6 +49,7 @@ def build_kernel(
     *,
     ard: bool,
     dtype: torch.dtype,
+    time_scale: float = 1.0,
 ) -> Kernel:
     """Kernel over all columns: an expression's kernel, times a Hamming kernel for categories.
 
@@ -52,6 +63,8 @@ def build_kernel(
         One lengthscale per column, for expressions.
     dtype : torch.dtype
         Of the parameters.
+    time_scale : float
+        By which numeric inputs were divided: periods in an expression are in the units before.
 
     Returns
     -------
@@ -60,7 +73,7 @@ def build_kernel(
     """
     categorical = columns.categorical
     if not isinstance(spec, str) or not categorical.any():
-        return parse_kernel(spec, columns.num_features, ard=ard, dtype=dtype)
+        return parse_kernel(spec, columns.num_features, ard=ard, dtype=dtype, time_scale=time_scale)
     places = torch.arange(columns.num_features)
     mask = torch.from_numpy(categorical)
     levels = HammingKernel(
@@ -68,7 +81,7 @@ def build_kernel(
     ).to(dtype)
     if bool(mask.all()):
         return ScaleKernel(levels).to(dtype)
-    numeric = parse_kernel(spec, int((~mask).sum()), ard=ard, dtype=dtype)
+    numeric = parse_kernel(spec, int((~mask).sum()), ard=ard, dtype=dtype, time_scale=time_scale)
     numeric.active_dims = places[~mask]
     return ProductKernel(numeric, levels)
 
@@ -157,6 +170,8 @@ class ApproximationChoice:
 def choose(
     spec: Any,
     *,
+    kernel: Kernel,
+    num_features: int,
     num_rows: int,
     num_inducing: int | None,
     batch_size: int | None,
@@ -167,8 +182,12 @@ def choose(
 
     Parameters
     ----------
-    spec : {"auto", "exact", "inducing"} or Approximation
+    spec : {"auto", "exact", "state_space", "inducing"} or Approximation
         An object is copied.
+    kernel : gpytorch.kernels.Kernel
+        Over the inputs.
+    num_features : int
+        Input columns D.
     num_rows : int
         N.
     num_inducing : int or None
@@ -188,7 +207,9 @@ def choose(
     Raises
     ------
     InputError
-        For anything else.
+        For anything else, and state space for more than one column.
+    UnsupportedError
+        For state space and a kernel without a state-space form.
     """
     if num_inducing is not None:
         check_integer("num_inducing", num_inducing, 1)
@@ -197,22 +218,76 @@ def choose(
     reason = "asked for"
     name = spec if isinstance(spec, str) else None
     if name == "auto":
-        limit = exact_limit(gaussian, num_latents)
-        if batch_size is not None:
-            name, reason = "inducing", "auto: minibatches need a finite basis"
-        elif num_rows <= limit:
-            name, reason = "exact", f"auto: {num_rows} rows are at most {limit}"
-        else:
-            name, reason = "inducing", f"auto: {num_rows} rows are more than {limit}"
-    if name == "exact":
+        asked = num_inducing is not None or batch_size is not None
+        states = None if asked or num_features > 1 else exact_states(kernel)
+        name, reason = _cheapest(num_rows, batch_size, gaussian, num_latents, states)
+    if name in ("exact", "state_space"):
+        if name == "state_space":
+            _check_state_space(kernel, num_features)
         unused = "" if num_inducing is None else f"; num_inducing={num_inducing} is not used"
-        return ApproximationChoice(Exact(), reason + unused)
+        return ApproximationChoice(Exact() if name == "exact" else StateSpace(), reason + unused)
     if name == "inducing":
         size = _DEFAULT_INDUCING if num_inducing is None else num_inducing
         return ApproximationChoice(InducingPoints(int(size)), reason)
     raise InputError(
-        f"approximation is {spec!r}; pass 'auto', 'exact', 'inducing' or an Approximation object."
+        f"approximation is {spec!r}; pass 'auto', 'exact', 'state_space', 'inducing' or an Approximation "
+        "object."
     )
+
+
+def _cheapest(
+    num_rows: int,
+    batch_size: int | None,
+    gaussian: bool,
+    num_latents: int,
+    states: int | None,
+) -> tuple[str, str]:
+    """Name and reason of the approximation that "auto" takes."""
+    limit = exact_limit(gaussian, num_latents)
+    if batch_size is not None:
+        return "inducing", "auto: minibatches need a finite basis"
+    if states is not None:
+        limit = min(limit, dense_limit(gaussian, states))
+        if num_rows > limit:
+            return "state_space", (
+                f"auto: one column, {num_rows} rows are more than {limit}, and the kernel has a state-space "
+                "form: exact in linear time"
+            )
+    if num_rows <= limit:
+        return "exact", f"auto: {num_rows} rows are at most {limit}"
+    return "inducing", f"auto: {num_rows} rows are more than {limit}"
+
+
+def exact_states(kernel: Kernel) -> int | None:
+    """States of a kernel whose state-space form is exact.
+
+    Parameters
+    ----------
+    kernel : gpytorch.kernels.Kernel
+        Over one column.
+
+    Returns
+    -------
+    int or None
+        At the kernel's present values; None if there is no such form. That of a periodic kernel, which
+        lacks a millionth of its variance, counts as exact; that of an RBF kernel does not.
+    """
+    if any(isinstance(part, RBFKernel | SpectralMixtureKernel) for part in kernel.modules()):
+        return None
+    try:
+        return as_state_space(kernel).dimension
+    except UnsupportedError:
+        return None
+
+
+def _check_state_space(kernel: Kernel, num_features: int) -> None:
+    if num_features != 1:
+        raise InputError(
+            f"approximation='state_space' and X with {num_features} columns: state space is for one column, "
+            "time. Pass that column alone, or approximation='auto'; a kernel object that sees one column "
+            "only (active_dims) goes with an approximation object, StateSpace(time_dim=...)."
+        )
+    as_state_space(kernel)
 
 
 def exact_limit(gaussian: bool, num_latents: int) -> int:
@@ -232,3 +307,22 @@ def exact_limit(gaussian: bool, num_latents: int) -> int:
     """
     factors = (1 if gaussian else _SWEEPS) * num_latents
     return round(_MAX_EXACT_ROWS / factors ** (1.0 / 3.0))
+
+
+def dense_limit(gaussian: bool, states: int) -> int:
+    """Rows up to which dense algebra is about as cheap as passes over the states.
+
+    Parameters
+    ----------
+    gaussian : bool
+        Whether the likelihood is Gaussian.
+    states : int
+        States of the kernel.
+
+    Returns
+    -------
+    int
+        Rows.
+    """
+    growth = max(1.0, states / _FEW_STATES) ** (2.0 / 3.0)
+    return round(_FEW_ROWS * growth / (1 if gaussian else _SWEEPS) ** (1.0 / 3.0))

@@ -44,9 +44,12 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
     likelihood : {"auto", "probit", "logit", "softmax"} or a likelihood
         "auto" is "probit" for two classes and "softmax" for more. An object, of gpvi or GPyTorch, is copied;
         its classes are coded 0, 1, ...
-    approximation : {"auto", "exact", "inducing"} or Approximation
-        "auto" is exact up to 1,170 rows (fewer for more than two classes) and uses inducing
-        points above. An object is copied; inducing inputs that it holds are in the units of X.
+    approximation : {"auto", "exact", "state_space", "inducing"} or Approximation
+        "auto" is exact up to 1,170 rows (fewer for more than two classes) and uses inducing points above;
+        with one numeric column and a kernel that has an exact state-space form it takes that above 292 rows
+        (more for kernels of many states): the same in linear time. "state_space" also takes an RBF kernel,
+        by a process of finite order. An object is copied; inducing inputs that it holds are in the units
+        of X.
     num_inducing : int, optional
         Inducing points of "inducing" (fewer if the data hold fewer distinct rows); 512 if left out.
     standardize : bool
@@ -140,7 +143,7 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
         latent : bool
             Predict f instead of labels.
         batch_size : int, optional
-            Rows at a time (4,096 if left out).
+            Rows at a time (4,096, or 65,536 in state space, if left out).
 
         Returns
         -------
@@ -181,7 +184,7 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
         X : array-like, shape [N, D]
             Inputs.
         batch_size : int, optional
-            Rows at a time (4,096 if left out).
+            Rows at a time (4,096, or 65,536 in state space, if left out).
 
         Returns
         -------

@@ -39,6 +39,7 @@ from gpvi.inference import (
     initialize_hyperparameters,
     log_prior,
 )
+from gpvi.kernels.initialization import set_trends
 from gpvi.likelihoods import as_likelihood
 
 __all__ = ["FitOptions", "FitOutcome", "TrainingData", "fit_model"]
@@ -215,6 +216,8 @@ def fit_model(data: TrainingData, options: FitOptions) -> FitOutcome:
     problem = _Tensors.build(data, options)
     choice = choose(
         options.approximation,
+        kernel=_kernel(data, options),
+        num_features=data.columns.num_features,
         num_rows=len(data.y),
         num_inducing=options.num_inducing,
         batch_size=options.batch_size,
@@ -352,7 +355,7 @@ def _prepare(
     generator: torch.Generator,
 ) -> tuple[GaussianProcess, gpytorch.likelihoods.Likelihood]:
     """Process and likelihood at the starting values of a start."""
-    kernel = build_kernel(options.kernel, data.columns, ard=options.ard, dtype=options.dtype)
+    kernel = _kernel(data, options)
     latents = torch.Size() if options.num_latents == 1 else torch.Size([options.num_latents])
     gp = GaussianProcess(kernel, build_mean(options.mean, latents))
     likelihood = deepcopy(options.likelihood)
@@ -363,6 +366,12 @@ def _prepare(
     ranges = np.where(width > 0, width, np.broadcast_to(options.x_map.scale, width.shape))
     if isinstance(options.kernel, str):
         scale_amplitudes(parameters, options.target_scale)
+        if len(time := _numeric(data)):
+            first, last = (
+                float(options.x_map(ends)[time[0]])
+                for ends in (data.columns.low, data.columns.high)
+            )
+            set_trends(kernel, first, last, options.target_scale)
     apply_hyperparameters(options.hyperparameters, parameters, ranges)
     initialize_hyperparameters(
         gp, likelihood, tensors.x, tensors.y, generator, weights=tensors.weights, **tensors.rows
@@ -373,6 +382,19 @@ def _prepare(
         noise = torch.randn(vector.size, generator=generator, dtype=torch.float64).numpy()
         vector.assign(vector.values() + _RESTART_SPREAD * noise)
     return gp, likelihood
+
+
+def _kernel(data: TrainingData, options: FitOptions) -> gpytorch.kernels.Kernel:
+    time = _numeric(data)
+    scale = float(options.x_map.scale[time[0]]) if len(time) else 1.0
+    return build_kernel(
+        options.kernel, data.columns, ard=options.ard, dtype=options.dtype, time_scale=scale
+    )
+
+
+def _numeric(data: TrainingData) -> np.ndarray:
+    """Numeric columns; kernels of time, with periods and trends, see the only one."""
+    return np.flatnonzero(~data.columns.categorical)
 
 
 def _fresh(template: Approximation, options: FitOptions) -> Approximation:

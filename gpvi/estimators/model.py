@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gpvi._warnings import warn
-from gpvi.approximations import Marginals, Paths, Posterior, sample_paths
+from gpvi.approximations import Marginals, Paths, Posterior, StateSpacePosterior, sample_paths
 from gpvi.estimators.scaling import Standardizer
 from gpvi.estimators.validation import check_row_names
 from gpvi.exceptions import ExtrapolationWarning
@@ -24,7 +24,9 @@ from gpvi.linalg import mat_vec
 
 __all__ = ["FittedModel", "label_densities", "normalised"]
 
+# Covariances of so many rows with the basis fit into memory; a state-space form needs none.
 _PREDICTION_ROWS = 4_096
+_PREDICTION_STEPS = 65_536
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,6 +323,23 @@ class FittedModel:
         """
         return torch.as_tensor(self.x_map(X)).to(self.targets)
 
+    def extras(self, rows: "Rows", num_rows: int) -> dict[str, Tensor]:
+        """Extras of the likelihood in the units of the fit, known noise zero where the fit had some.
+
+        Parameters
+        ----------
+        rows : dict of str to ndarray
+            Extras.
+        num_rows : int
+            N.
+
+        Returns
+        -------
+        dict of str to Tensor, shape [N]
+            For this fit's likelihood.
+        """
+        return self._extras(self.observation, rows, slice(None), num_rows)
+
     def _joint(self, X: np.ndarray) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             inputs = self.inputs(X)
@@ -342,7 +361,7 @@ class FittedModel:
         function: Callable[[Likelihood, Tensor, Tensor, dict[str, Tensor]], tuple[Tensor, ...]],
     ) -> list[np.ndarray]:
         """A function of the latent moments, a bounded number of rows at a time."""
-        size = _PREDICTION_ROWS if batch_size is None else batch_size
+        size = self._piece if batch_size is None else batch_size
         model, pieces = self.observation, []
         with torch.no_grad():
             for start in range(0, len(X), size):
@@ -353,6 +372,11 @@ class FittedModel:
                 results = function(model, moments.mean, moments.variance, extras)
                 pieces.append([_array(result) for result in results])
         return [np.concatenate(parts, axis=-1) for parts in zip(*pieces, strict=True)]
+
+    @property
+    def _piece(self) -> int:
+        linear = isinstance(self.posterior, StateSpacePosterior)
+        return _PREDICTION_STEPS if linear else _PREDICTION_ROWS
 
     def _extras(self, model: Likelihood, rows: "Rows", part: slice, size: int) -> dict[str, Tensor]:
         values = {

@@ -10,7 +10,8 @@ import torch
 from sklearn.base import BaseEstimator
 from torch.distributions import Bernoulli, Categorical, Distribution
 
-from gpvi.estimators.fitting import TrainingData
+from gpvi.estimators.fitting import FitOptions, TrainingData
+from gpvi.estimators.hyperparameters import Fixed, Free
 from gpvi.estimators.scaling import Standardizer
 from gpvi.estimators.validation import (
     check_choice,
@@ -19,6 +20,7 @@ from gpvi.estimators.validation import (
     check_integer,
     check_number,
     check_row_names,
+    check_seed,
 )
 from gpvi.exceptions import InputError, UnsupportedError
 from gpvi.inference import OBJECTIVES
@@ -26,10 +28,10 @@ from gpvi.likelihoods import as_likelihood
 from gpvi.likelihoods.moments import is_discrete
 
 __all__ = [
-    "DTYPES",
     "check_data",
     "check_kind",
     "check_options",
+    "fit_options",
     "standardizers",
     "target_scale",
     "usable_rows",
@@ -38,8 +40,7 @@ __all__ = [
 # Squares of targets, and a millionth of them, stay normal numbers in single precision.
 _SMALLEST = 1e-15
 
-#: Precisions by name.
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
+_DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 def check_options(estimator: BaseEstimator) -> None:
@@ -55,7 +56,7 @@ def check_options(estimator: BaseEstimator) -> None:
     InputError, UnsupportedError
         Names the option and its value.
     """
-    check_choice("dtype", estimator.dtype, tuple(DTYPES))
+    check_choice("dtype", estimator.dtype, tuple(_DTYPES))
     check_choice("objective", estimator.objective, OBJECTIVES)
     check_choice("optimizer", estimator.optimizer, ("auto", "lbfgs", "adam", None))
     for name in ("ard", "standardize", "allow_missing_targets", "verbose"):
@@ -268,3 +269,58 @@ def check_data(
             f"{name} and standardize=True: standardised targets are not of its kind ({error}) Pass "
             "standardize=False."
         ) from error
+
+
+def fit_options(
+    estimator: BaseEstimator,
+    likelihood: gpytorch.likelihoods.Likelihood,
+    x_map: Standardizer,
+    y_map: Standardizer,
+    scale: float,
+    specs: dict[str, Fixed | Free],
+) -> FitOptions:
+    """Options of an estimator that a fit needs.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        With checked options as attributes.
+    likelihood : gpytorch or gpvi likelihood
+        Of the fit.
+    x_map, y_map : Standardizer
+        To the units of the fit.
+    scale : float
+        Standard deviation of the targets in the units of the fit, if they are real numbers.
+    specs : dict
+        Checked control over hyperparameters.
+
+    Returns
+    -------
+    FitOptions
+        For :func:`gpvi.estimators.fitting.fit_model`.
+    """
+    return FitOptions(
+        kernel=estimator.kernel,
+        mean=estimator._prior_mean(),
+        approximation=estimator.approximation,
+        likelihood=likelihood,
+        num_latents=as_likelihood(likelihood).num_latents,
+        ard=bool(estimator.ard),
+        x_map=x_map,
+        y_map=y_map,
+        target_scale=scale,
+        hyperparameters=specs,
+        num_inducing=estimator.num_inducing,
+        batch_size=estimator.batch_size,
+        optimizer=estimator.optimizer,
+        objective=estimator.objective,
+        max_iter=estimator.max_iter,
+        learning_rate=estimator.learning_rate,
+        num_restarts=estimator.num_restarts,
+        seed=check_seed(estimator.random_state),
+        device=check_device(estimator.device),
+        dtype=_DTYPES[estimator.dtype],
+        verbose=bool(estimator.verbose),
+        callbacks=tuple(estimator.callbacks),
+        checkpoint=estimator.checkpoint,
+    )

@@ -45,7 +45,7 @@ class RegressionEstimator(GaussianProcessEstimator):
         noise_variance, exposure : array-like, shape [N], optional
             Of the new observations; no known noise, and an exposure of 1, if left out.
         batch_size : int, optional
-            Rows at a time (4,096 if left out); a covariance is computed at once.
+            Rows at a time (4,096, or 65,536 in state space, if left out); a covariance is computed at once.
 
         Returns
         -------
@@ -65,7 +65,7 @@ class RegressionEstimator(GaussianProcessEstimator):
             raise InputError("return_std and return_cov are both True; ask for one of them.")
         array = self._new_inputs(X)
         rows = self._rows(noise_variance, exposure, len(array))
-        model, pieces = self._model, self._pieces(batch_size)
+        model, pieces = self._model_at(None if return_cov else array), self._pieces(batch_size)
         if latent and rows:
             given = {"noise_variance": noise_variance, "exposure": exposure}
             named = " and ".join(name for name, values in given.items() if values is not None)
@@ -108,8 +108,8 @@ class RegressionEstimator(GaussianProcessEstimator):
         """
         array = self._new_inputs(X)
         rows = self._rows(noise_variance, exposure, len(array))
-        found = self._model.quantiles(array, check_levels(levels), rows, self._pieces(batch_size))
-        return found.T
+        model, pieces = self._model_at(array), self._pieces(batch_size)
+        return model.quantiles(array, check_levels(levels), rows, pieces).T
 
     def predict_interval(
         self,
@@ -198,7 +198,7 @@ class RegressionEstimator(GaussianProcessEstimator):
         Rasmussen, C. E. & Williams, C. K. I. (2006). Gaussian Processes for Machine Learning, section 5.4.2.
         """
         check_is_fitted(self, "posterior_")
-        return leave_one_out(self._model, type(self).__name__)
+        return leave_one_out(self._model_at(None), type(self).__name__)
 
     def _targets(self, y: Any, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
         name = type(self).__name__

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpvi.approximations import Marginals, Posterior
+from gpvi.approximations import Marginals, Posterior, StateSpacePrior
 from gpvi.estimators.fitting import FitOutcome
 from gpvi.estimators.inputs import InputColumns
 from gpvi.estimators.model import FittedModel, label_densities, normalised
@@ -301,8 +301,11 @@ def summarize(
 
 
 def _describe(posterior: Posterior) -> str:
-    name = type(posterior.prior).__name__.removesuffix("Prior")
-    return f"{name} with {posterior.prior.num_basis} basis values"
+    prior = posterior.prior
+    name = type(prior).__name__.removesuffix("Prior")
+    if isinstance(prior, StateSpacePrior):
+        return f"{name} with {prior.form.dimension} states"
+    return f"{name} with {prior.num_basis} basis values"
 
 
 def _jitter(posterior: Posterior) -> float:

@@ -11,6 +11,7 @@ from gpvi.estimators.inputs import InputColumns
 from gpvi.estimators.model import FittedModel
 from gpvi.estimators.reporting import FitSummary, HyperparameterRow
 from gpvi.estimators.scaling import Standardizer
+from gpvi.estimators.time_axis import TimeAxis, TimeColumns
 from gpvi.estimators.validation import check_device
 from gpvi.exceptions import ModelFileError
 from gpvi.persistence import load_object, register_class, save_object
@@ -30,6 +31,8 @@ for _part in (
     InDataUnits,
     InputColumns,
     Standardizer,
+    TimeAxis,
+    TimeColumns,
 ):
     register_class(_part, name=f"gpvi.estimators.{_part.__name__}")
 

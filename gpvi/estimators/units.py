@@ -10,6 +10,8 @@ parameter                                  value in data units
 lengthscale, period of a kernel            times :math:`s_d`
 amplitude (outputscale, constant, white)   times :math:`t^2`
 variance of a linear kernel                times :math:`t^2 / s^2` (a further factor: :math:`1 / s^2`)
+variance of a trend of order p             times :math:`t^2 / s^{2 p + 1}`
+frequency of a kernel                      times :math:`1 / s`
 noise variance                             times :math:`t^2`
 scale of Student-t noise                   times :math:`t`
 constant mean                              times :math:`t`, plus b
@@ -36,7 +38,13 @@ from gpytorch.kernels import (
 
 from gpvi.approximations import GaussianProcess
 from gpvi.estimators.scaling import Standardizer
-from gpvi.kernels import HammingKernel, LinearKernel, WhiteKernel, input_dimensions
+from gpvi.kernels import (
+    HammingKernel,
+    IntegratedWienerKernel,
+    LinearKernel,
+    WhiteKernel,
+    input_dimensions,
+)
 from gpvi.likelihoods import StudentTLikelihood
 
 __all__ = ["Hyperparameter", "list_hyperparameters"]
@@ -59,8 +67,8 @@ class Hyperparameter:
     factor, offset : ndarray
         ``data units = factor * value + offset``, broadcasting to the value.
     unit : str
-        "X", "y", "y^2", "y^2/X^2", "1/X^2" ("f" in place of "y" behind a link), or "" for a number
-        without units.
+        "X", "y", "y^2", "y^2/X^2", "y^2/X^3", "1/X", "1/X^2" ("f" in place of "y" behind a link), or ""
+        for a number without units.
     columns : tuple of int
         Input columns that its kernel sees; empty for other parameters.
     """
@@ -185,7 +193,8 @@ def _amplitudes(kernel: Kernel) -> list[Kernel]:
             if found:
                 return found
         return []
-    if isinstance(kernel, ScaleKernel | ConstantKernel | WhiteKernel | LinearKernel):
+    own = ScaleKernel | ConstantKernel | WhiteKernel | LinearKernel | IntegratedWienerKernel
+    if isinstance(kernel, own):
         # A variance that is held at one inside a product is no amplitude.
         trained = any(p.requires_grad for p in kernel.parameters(recurse=False))
         return [kernel] if trained or isinstance(kernel, ScaleKernel) else []
@@ -235,6 +244,16 @@ def _kernel_factor(
     scales = scales if ard else scales[0]
     if isinstance(owner, LinearKernel):
         return (y_scale**2 / scales**2, "y^2/X^2") if amplitude else (1.0 / scales**2, "1/X^2")
+    if isinstance(owner, IntegratedWienerKernel):
+        power = 2 * owner.order + 1
+        unit = f"X^{power}" if power > 1 else "X"
+        return (
+            (y_scale**2 / scales**power, f"y^2/{unit}")
+            if amplitude
+            else (1.0 / scales**power, f"1/{unit}")
+        )
+    if name == "frequency":
+        return 1.0 / scales, "1/X"
     of_inputs = name == "period_length" or (
         name == "lengthscale"
         and not isinstance(owner, PeriodicKernel | CosineKernel | HammingKernel)

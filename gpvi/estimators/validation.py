@@ -27,6 +27,7 @@ __all__ = [
     "check_row_names",
     "check_seed",
     "own_errors",
+    "row_extras",
     "row_values",
 ]
 
@@ -365,3 +366,30 @@ def check_device(device: Any) -> torch.device:
             "this machine."
         ) from error
     return found
+
+
+def row_extras(
+    noise_variance: object, exposure: object, num_rows: int, estimator: str
+) -> dict[str, np.ndarray]:
+    """Extras of the likelihood that were given, by the likelihood's names for them.
+
+    Parameters
+    ----------
+    noise_variance : array-like, shape [N], or None
+        Known variance of every measurement.
+    exposure : array-like, shape [N], or None
+        Behind every count.
+    num_rows : int
+        N.
+    estimator : str
+        Class name, for messages.
+
+    Returns
+    -------
+    dict of str to ndarray, shape [N]
+        "noise" and "exposure".
+    """
+    noise = row_values(noise_variance, num_rows, "noise_variance", estimator, positive=False)
+    exposed = row_values(exposure, num_rows, "exposure", estimator, positive=True)
+    rows = {"noise": noise, "exposure": exposed}
+    return {name: values for name, values in rows.items() if values is not None}

@@ -9,6 +9,7 @@ from gpvi.plotting.posterior import Band, PosteriorDisplay
 from gpvi.plotting.posterior_map import PosteriorMapDisplay
 from gpvi.plotting.relevance import RelevanceDisplay, ard_relevance
 from gpvi.plotting.reliability import ReliabilityDisplay
+from gpvi.plotting.time_series import TimeSeriesDisplay
 
 __all__ = [
     "Band",
@@ -18,5 +19,6 @@ __all__ = [
     "PosteriorMapDisplay",
     "RelevanceDisplay",
     "ReliabilityDisplay",
+    "TimeSeriesDisplay",
     "ard_relevance",
 ]

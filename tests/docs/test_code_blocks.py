@@ -15,7 +15,13 @@ def python_blocks(page: Path) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, match.start(1)), match.group(1)) for match in found]
 
 
-PAGES = ("README.md", "docs/quickstart.md", "docs/choosing.md", "docs/troubleshooting.md")
+PAGES = (
+    "README.md",
+    "docs/quickstart.md",
+    "docs/choosing.md",
+    "docs/state_space.md",
+    "docs/troubleshooting.md",
+)
 
 # These register kernels, classes and likelihoods, which must not reach other tests.
 PAGES_APART = ("docs/extending.md", "docs/coming_from.md")

@@ -14,6 +14,7 @@ from gpvi.plotting import (
     PosteriorMapDisplay,
     RelevanceDisplay,
     ReliabilityDisplay,
+    TimeSeriesDisplay,
 )
 
 X = np.zeros((2, 1))
@@ -40,6 +41,7 @@ def _without_matplotlib(monkeypatch: pytest.MonkeyPatch, _clean_figures: None) -
         lambda: PosteriorMapDisplay.from_estimator(None, X),
         lambda: RelevanceDisplay.from_estimator(None),
         lambda: ReliabilityDisplay.from_estimator(None, X, X[:, 0]),
+        lambda: TimeSeriesDisplay.from_estimator(None),
         lambda: PosteriorDisplay(X[:, 0], X[:, 0]).plot(),
         lambda: ReliabilityDisplay.from_pit([0.5]).plot_pit(),
     ],
