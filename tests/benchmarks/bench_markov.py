@@ -89,7 +89,7 @@ def run(
     library: str, interpreter: str, kernel: str, rows: int, grid: str, options: argparse.Namespace
 ) -> dict[str, Any]:
     """One process on one core: the line that it prints, or its error."""
-    worker = HERE / ("series_peer_gpvi.py" if library == "gpvi" else f"peer_{library}.py")
+    worker = HERE / ("series_peer_gpvi.py" if library == "gpvi" else f"series_peer_{library}.py")
     command = [interpreter, str(worker), "--kernel", kernel, "--rows", str(rows), "--grid", grid]
     done = subprocess.run(
         [*command, "--repeats", str(options.repeats)],

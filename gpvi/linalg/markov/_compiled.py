@@ -145,7 +145,11 @@ class Passes(ABC):
 
     def site_gradients(self, result: Backward) -> tuple[np.ndarray, np.ndarray]:
         """Derivatives of the log partitions by the sites: ``E[f]`` and ``-E[f^2] / 2``."""
-        return result.mean, -0.5 * (result.mean * result.mean + result.variance)
+        # In place: on long series temporaries cost as much as the arithmetic.
+        second = result.mean * result.mean
+        second += result.variance
+        second *= -0.5
+        return result.mean, second
 
     def direction(self, by_variance: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Direction of the sites along which the log partition's slope is what a cotangent of the
