@@ -181,7 +181,7 @@ def _quasi_season(
 def _cosine(
     ard_num_dims: int | None, batch_shape: torch.Size, period: float, learn: float = False
 ) -> Kernel:
-    # GPyTorch's period is the time from a peak to a trough.
+    # GPyTorch's period is half of one: the time from the highest to the lowest value.
     return _with_period(CosineKernel(batch_shape=batch_shape).double(), 0.5 * period, learn)
 
 

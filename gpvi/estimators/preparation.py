@@ -65,10 +65,11 @@ def check_options(estimator: BaseEstimator) -> None:
     check_number("learning_rate", estimator.learning_rate, 0.0, math.inf)
     _check_callbacks(estimator.callbacks)
     check_integer("max_iter", estimator.max_iter, 0)
-    check_integer("num_restarts", estimator.num_restarts, 0)
-    if estimator.optimizer is None and estimator.num_restarts:
+    restarts = _num_restarts(estimator)
+    check_integer("num_restarts", restarts, 0)
+    if estimator.optimizer is None and restarts:
         raise UnsupportedError(
-            f"optimizer=None and num_restarts={estimator.num_restarts}: restarts move starting values, which "
+            f"optimizer=None and num_restarts={restarts}: restarts move starting values, which "
             "optimizer=None is to keep; leave one of them out."
         )
     if estimator.batch_size is not None:
@@ -79,6 +80,13 @@ def check_options(estimator: BaseEstimator) -> None:
                 "fitted by Adam; pass optimizer='auto', or leave batch_size out."
             )
     _check_checkpoint(estimator.checkpoint, estimator.random_state)
+
+
+def _num_restarts(estimator: BaseEstimator) -> int:
+    """The number of restarts; None, where an estimator has it, is one if anything is learned."""
+    if estimator.num_restarts is None and getattr(estimator, "restarts_once", False):
+        return 0 if estimator.optimizer is None else 1
+    return estimator.num_restarts
 
 
 def _check_callbacks(callbacks: object) -> None:
@@ -316,7 +324,7 @@ def fit_options(
         objective=estimator.objective,
         max_iter=estimator.max_iter,
         learning_rate=estimator.learning_rate,
-        num_restarts=estimator.num_restarts,
+        num_restarts=_num_restarts(estimator),
         seed=check_seed(estimator.random_state),
         device=check_device(estimator.device),
         dtype=_DTYPES[estimator.dtype],

@@ -67,8 +67,10 @@ class TimeSeriesGP(RegressorMixin, RegressionEstimator):
         Iterations after the warm start.
     learning_rate : float
         Of Adam.
-    num_restarts : int
-        Further fits from starting values that are moved at random; the best is kept.
+    num_restarts : int, optional
+        Further fits from starting values that are moved at random; the best is kept. None is one (none
+        with ``optimizer=None``): sums of trends, seasons and the rest have several optima, and an
+        evaluation is cheap.
     random_state : int, RandomState or None
         Seeds all randomness of the fit.
     device : str or torch.device
@@ -110,6 +112,7 @@ class TimeSeriesGP(RegressorMixin, RegressionEstimator):
     batch_size = None
     objective = "elbo"
     allow_missing_targets = True
+    restarts_once = True
 
     # Rows that came after the fit.
     _follower: Follower | None = None
@@ -126,7 +129,7 @@ class TimeSeriesGP(RegressorMixin, RegressionEstimator):
         optimizer: str | None = "auto",
         max_iter: int = 100,
         learning_rate: float = 0.03,
-        num_restarts: int = 0,
+        num_restarts: int | None = None,
         random_state: Any = None,
         device: Any = "cpu",
         dtype: str = "float64",

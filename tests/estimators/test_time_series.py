@@ -172,7 +172,9 @@ class TestFit:
     def test_same_kernel_dense(self) -> None:
         """The kernel of the state-space form, conditioned densely."""
         t, y = series(40)
-        model = TimeSeriesGP(KERNEL, max_iter=3, random_state=0, mean="zero").fit(t, y)
+        model = TimeSeriesGP(KERNEL, max_iter=3, num_restarts=0, random_state=0, mean="zero").fit(
+            t, y
+        )
         dense = GPRegressor(
             KERNEL, approximation="exact", mean="zero", max_iter=3, random_state=0
         ).fit(t[:, None], y)
