@@ -107,7 +107,7 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
         self.max_iter = max_iter
         self.batch_size = batch_size
         self.learning_rate = learning_rate
-        self.num_restarts = num_restarts
+        self.num_restarts: int | None = num_restarts
         self.allow_missing_targets = allow_missing_targets
         self.random_state = random_state
         self.device = device

@@ -20,6 +20,7 @@ from gpvi.linalg.markov._adjoint import prepare, run_forward
 from gpvi.linalg.markov._compiled import choose_passes, element, to_double
 from gpvi.linalg.markov.model import MarkovModel, Steps
 from gpvi.linalg.markov.smoothing import Engine, check_sites, runs_compiled
+from gpvi.linalg.markov.state_path import StatePath
 from gpvi.linalg.markov.tensor_engine import tensor_state_path
 
 __all__ = ["MarkovPath", "markov_path"]
@@ -98,6 +99,16 @@ class MarkovPath:
         return self._unpack(self.store[..., rows, :])[1], self._unpack(self.adjoint[..., rows, :])[
             1
         ]
+
+    def state_path(self) -> StatePath:
+        """The same as dense matrices, with smoothed, filtered and lag-one moments.
+
+        Returns
+        -------
+        StatePath
+            In double precision; a copy of ``2 d (d + 1)`` numbers per row.
+        """
+        return StatePath(*self._unpack(self.store), *self._unpack(self.adjoint))
 
     def _forward(self, time: Tensor, left: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
         """Moments given the rows up to now: filtered at the last row, then moved."""
