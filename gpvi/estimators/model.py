@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gpvi._warnings import warn
 from gpvi.approximations import Marginals, Paths, Posterior, StateSpacePosterior, sample_paths
+from gpvi.estimators.drawing import draw_latent
 from gpvi.estimators.scaling import Standardizer
 from gpvi.estimators.validation import check_row_names
 from gpvi.exceptions import ExtrapolationWarning
@@ -20,7 +21,6 @@ from gpvi.likelihoods import (
     observation_covariance,
     sample_observations,
 )
-from gpvi.linalg import mat_vec
 
 __all__ = ["FittedModel", "label_densities", "normalised"]
 
@@ -275,14 +275,10 @@ class FittedModel:
         """
         model = self.observation
         extras = self._extras(model, rows, slice(None), len(X))
-        mean, covariance = self._joint(X)
         with torch.no_grad():
-            # An eigenvalue root needs no jitter where noise-free rows repeat.
-            eigenvalues, vectors = torch.linalg.eigh(covariance)
-            root = vectors * eigenvalues.clamp_min(0.0).sqrt().unsqueeze(-2)
-            shape = (num_samples, *mean.shape)
-            noise = torch.randn(shape, generator=generator, dtype=torch.float64).to(mean)
-            values = mean + mat_vec(root, noise)
+            values = draw_latent(
+                self.posterior, self.inputs(X), lambda: self._joint(X), num_samples, generator
+            )
             values = values if model.num_latents == 1 else values.mT
             y = sample_observations(model, values, generator, **extras)
         return self.y_map.inverse(_array(y))

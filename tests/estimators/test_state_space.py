@@ -74,6 +74,23 @@ class TestEqualsExact:
         assert not np.allclose(samples[2], samples[3])
 
     @pytest.mark.parametrize("cls", ESTIMATORS)
+    def test_many_rows_are_sampled_as_paths(self, cls: type) -> None:
+        """Beyond some hundred rows no covariance matrix is formed; the law stays the same."""
+        fast, _ = pair(cls)
+        many = np.linspace(NEW.min(), NEW.max(), 600)[:, None]
+        samples = fast.sample_y(many, 600, random_state=1)
+        assert samples.shape == (600, 600)
+        np.testing.assert_array_equal(samples, fast.sample_y(many, 600, random_state=1))
+        if cls is GPRegressor:
+            mean, std = fast.predict(many, return_std=True)
+            np.testing.assert_allclose(samples.mean(1), mean, atol=6 * std.max() / 600**0.5)
+            np.testing.assert_allclose(samples.std(1), std, rtol=0.2)
+            covariance = fast.predict(many[::100], return_cov=True)[1]
+            np.testing.assert_allclose(
+                np.cov(samples[::100]), covariance, atol=0.3 * std.max() ** 2
+            )
+
+    @pytest.mark.parametrize("cls", ESTIMATORS)
     def test_functions(self, cls: type) -> None:
         fast, _ = pair(cls)
         functions = fast.sample_functions(400, random_state=0, num_features=200)
