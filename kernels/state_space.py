@@ -269,7 +269,7 @@ class StateSpaceKernel(Protocol):
     """
 
     def state_space(self) -> StateSpaceForm:
-        """The form, on the graph of the kernel's parameters, of batch shape *b.
+        """The form, on the graph of the kernel's parameters, of batch shape ``*b``.
 
         Returns
         -------

@@ -43,8 +43,8 @@ class TimeSeriesGP(RegressorMixin, RegressionEstimator):
     Parameters
     ----------
     kernel : str or gpytorch kernel
-        Terms joined by + and *. ``trend`` is a local linear trend (an integrated random walk; ``trend(0)``
-        a random walk); ``season(365.25)`` a pattern that repeats and is zero on average,
+        Terms joined by ``+`` and ``*``. ``trend`` is a local linear trend (an integrated random walk;
+        ``trend(0)`` a random walk); ``season(365.25)`` a pattern that repeats and is zero on average,
         ``quasi_season(365.25)`` one that drifts; ``cosine(period)`` a sine wave; ``hida(order, period)``
         waves that come and go; ``matern12``, ``matern32``, ``matern52``, ``matern72``, ``linear`` and
         ``constant`` as everywhere; ``rbf`` is approximated. Times in it are in ``time_unit``; periods are

@@ -80,7 +80,7 @@ def debiased_whittle(
     Parameters
     ----------
     gp : GaussianProcess or gpytorch kernel
-        Stationary, with batch dims *b; a kernel has mean zero.
+        Stationary, with batch dims ``*b``; a kernel has mean zero.
     t : Tensor, shape [N] or [N, 1]
         Stamps on a regular grid, in any order; places may be left out.
     y : Tensor, shape [N] or [*b, N]

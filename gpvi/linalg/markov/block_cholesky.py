@@ -158,15 +158,15 @@ class SequentialCholesky(BlockCholesky):
 class CyclicReduction(BlockCholesky):
     """One round of block cyclic reduction, and the factor of what it leaves.
 
-    Blocks 0, 2, 4, ... (counted from zero) are taken out.
+    The E blocks 0, 2, 4, ... are taken out, and the O blocks 1, 3, 5, ... are left.
 
     Parameters
     ----------
-    factors : Tensor, shape [*b, ceil(T / 2), d, d]
+    factors : Tensor, shape [*b, E, d, d]
         Cholesky factors of the blocks taken out.
-    before : Tensor, shape [*b, ceil(T / 2) - 1, d, d]
+    before : Tensor, shape [*b, E - 1, d, d]
         ``L^-1`` times the block to the left of each of them but the first.
-    after : Tensor, shape [*b, floor(T / 2), d, d]
+    after : Tensor, shape [*b, O, d, d]
         ``L^-1`` times the block to the right, where there is one.
     rest : CyclicReduction, optional
         Of the Schur complement of the other blocks; None for one block.

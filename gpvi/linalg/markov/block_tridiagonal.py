@@ -98,7 +98,7 @@ class BlockTridiagonal:
 
     @property
     def batch_shape(self) -> torch.Size:
-        """Batch dims *b."""
+        """Batch dims ``*b``."""
         return torch.broadcast_shapes(self.diagonal.shape[:-3], self.lower.shape[:-3])
 
     def cholesky(self, method: Method = "cyclic") -> BlockCholesky:

@@ -38,14 +38,14 @@ _SERIES_LIMIT = 2.0
 
 
 class MarkovBlock(ABC):
-    """One linear stochastic differential equation, with batch dims *b in its parameters.
+    """One linear stochastic differential equation, with batch dims ``*b`` in its parameters.
 
     Attributes
     ----------
     dimension : int
         Number d of states.
     batch_shape : torch.Size
-        Batch dims *b.
+        Batch dims ``*b``.
     stationary : bool
         Whether :meth:`initial` is the same at every time.
     readout : Tensor, shape [*b, d]

@@ -123,9 +123,9 @@ def interleave(even: Tensor, odd: Tensor) -> Tensor:
 
     Parameters
     ----------
-    even : Tensor, shape [*b, ceil(T / 2), r, c]
-        Rows 0, 2, 4, ...
-    odd : Tensor, shape [*b, floor(T / 2), r, c]
+    even : Tensor, shape [*b, E, r, c]
+        Rows 0, 2, 4, ..., as many as the others or one more.
+    odd : Tensor, shape [*b, O, r, c]
         Rows 1, 3, 5, ...
 
     Returns
