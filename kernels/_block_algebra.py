@@ -180,9 +180,9 @@ def _multiply(left: MarkovBlock, right: MarkovBlock, column: int) -> list[Weight
     for block in (left, right):
         if not block.stationary:
             raise UnsupportedError(
-                f"A process that starts at an origin ({type(block).__name__}) times another that "
-                "carries noise has no state-space form with noise that depends on the step alone; "
-                "add the two kernels instead, or take a linear kernel for the trend."
+                "a process that starts at an origin times another that carries noise has no "
+                "state-space form with noise that depends on the step alone; add the two kernels "
+                "instead, or take a linear kernel for the trend"
             )
     return [WeightedBlock(KroneckerBlock(left, right))]
 
@@ -236,8 +236,8 @@ def _multiply_polynomials(
 ) -> list[WeightedBlock]:
     if not torch.equal(*torch.broadcast_tensors(left.origin.detach(), right.origin.detach())):
         raise UnsupportedError(
-            "A product of two trends about different origins has no state-space form here; give "
-            "both the same origin."
+            "a product of two trends about different origins has no state-space form here; give "
+            "both the same origin"
         )
     a, b = _derivative_variances(left), _derivative_variances(right)
     entries: list[Tensor | float] = [0.0] * (left.order + right.order + 1)

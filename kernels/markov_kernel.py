@@ -74,7 +74,7 @@ class MarkovKernel(Kernel):
         super().__init__()
         self.base_kernel = base_kernel
         self.rbf_order, self.periodic_tolerance = rbf_order, periodic_tolerance
-        self._form()
+        self.state_space()
 
     @property
     def is_stationary(self) -> bool:
@@ -163,10 +163,17 @@ class MarkovKernel(Kernel):
         return _MarkovPredictionStrategy(train_inputs, train_prior_dist, train_labels, likelihood)
 
     def _covariance(self, x: Tensor) -> SemiseparableLinearOperator:
-        form = self._form()
+        form = self.state_space()
         return SemiseparableLinearOperator.from_model(form.model(x), x[..., form.time_dim])
 
-    def _form(self) -> StateSpaceForm:
+    def state_space(self) -> StateSpaceForm:
+        """The form of the base kernel.
+
+        Returns
+        -------
+        StateSpaceForm
+            On the graph of its parameters.
+        """
         return as_state_space(
             self.base_kernel,
             rbf_order=self.rbf_order,

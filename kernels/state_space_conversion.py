@@ -113,7 +113,7 @@ def as_state_space(
     if not 0.0 < periodic_tolerance < 1.0:
         raise InputError(f"periodic_tolerance must lie in (0, 1), got {periodic_tolerance!r}.")
     options = _Options(rbf_order, periodic_tolerance)
-    parts = [_convert(term, column, True, options) for term, column in _terms(kernel)]
+    parts = _convert_terms(kernel, options)
     blocks = [item for part in parts for item in part.blocks]
     return StateSpaceForm(
         blocks=tuple(item.block for item in blocks),
@@ -160,6 +160,19 @@ def _terms(kernel: Kernel) -> list[tuple[Kernel, int | None]]:
     return [(term, column if inner is None else inner) for term, inner in found]
 
 
+def _convert_terms(kernel: Kernel, options: _Options) -> list[_Part]:
+    """All additive terms; a refusal says which one it is about."""
+    terms, parts = _terms(kernel), []
+    for number, (term, column) in enumerate(terms):
+        try:
+            parts.append(_convert(term, column, True, options))
+        except UnsupportedError as error:
+            if len(terms) == 1:
+                raise
+            raise UnsupportedError(f"Term {number + 1} of {len(terms)}: {error}") from None
+    return parts
+
+
 def _convert(kernel: Kernel, column: int | None, select: bool, options: _Options) -> _Part:
     """One part of the kernel; `column` is the one that the parts around it have selected."""
     column = _select(kernel, column, select)
@@ -202,14 +215,17 @@ def _convert(kernel: Kernel, column: int | None, select: bool, options: _Options
 def _product(parts: list[_Part]) -> _Part:
     column = _common_column(parts)
     blocks = parts[0].blocks
-    for part in parts[1:]:
-        blocks = [
-            product
-            for left in blocks
-            for right in part.blocks
-            for product in multiply(left, right, column or 0)
-        ]
     label = " * ".join(part.label for part in parts)
+    for part in parts[1:]:
+        try:
+            blocks = [
+                product
+                for left in blocks
+                for right in part.blocks
+                for product in multiply(left, right, column or 0)
+            ]
+        except UnsupportedError as error:
+            raise UnsupportedError(f"In {label}: {error}.") from None
     return _Part(blocks, label, column, any(part.in_space for part in parts))
 
 

@@ -78,6 +78,8 @@ class Knots:
         the size of the result.
         """
         lam1, lam2 = self.sites(lam1, lam2)
+        if not self.new.shape[-1]:
+            return lam1.new_zeros(*lam1.shape[:-1], 0, 0)
         places, order = torch.sort(self.new, dim=-1)
         # Only rows between the first and the last new one link new rows.
         window = slice(int(places.min()), int(places.max()) + 1)

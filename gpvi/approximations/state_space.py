@@ -16,6 +16,7 @@ Gaussian process models. MLSP.
 from dataclasses import dataclass
 
 import torch
+from gpytorch.kernels import ConstantKernel, Kernel
 from torch import Tensor
 
 from gpvi.approximations.base import Approximation
@@ -23,7 +24,7 @@ from gpvi.approximations.gaussian_process import GaussianProcessLike
 from gpvi.approximations.plan import Plan
 from gpvi.approximations.state_space_prior import StateSpacePrior
 from gpvi.exceptions import InputError, UnsupportedError
-from gpvi.kernels import as_state_space
+from gpvi.kernels import SpaceTimeKernel, as_state_space, input_dimensions
 from gpvi.linalg import Steps
 
 __all__ = ["StateSpace", "StateSpacePlan"]
@@ -70,7 +71,7 @@ class StateSpace(Approximation):
     ----------
     time_dim : int
         The column of the inputs that is time.
-    rbf_order : int
+    rbf_order : {2, 4, 6, 8, 10}
         Order of the process that stands for an RBF kernel.
 
     Raises
@@ -94,9 +95,10 @@ class StateSpace(Approximation):
 
     def __init__(self, time_dim: int = 0, rbf_order: int = 6) -> None:
         super().__init__()
-        for name, value, least in (("time_dim", time_dim, 0), ("rbf_order", rbf_order, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"{name} is {value!r}; it must be an integer of at least {least}.")
+        if isinstance(time_dim, bool) or not isinstance(time_dim, int) or time_dim < 0:
+            raise InputError(f"time_dim is {time_dim!r}; it must be an integer of at least 0.")
+        if rbf_order not in (2, 4, 6, 8, 10):
+            raise InputError(f"rbf_order is {rbf_order!r}; it must be 2, 4, 6, 8 or 10.")
         self.time_dim, self.rbf_order = time_dim, rbf_order
 
     def plan(self, x: Tensor, groups: Tensor | None = None) -> StateSpacePlan:
@@ -150,6 +152,8 @@ class StateSpace(Approximation):
         ------
         UnsupportedError
             If the kernel has no state-space form.
+        InputError
+            If the kernel sees other columns than time.
         """
         plan = self.plan(x) if plan is None else plan
         plan.check(x)
@@ -169,6 +173,7 @@ class StateSpace(Approximation):
                 f"The kernel sees column {form.time_dim} of the inputs and StateSpace takes column "
                 f"{self.time_dim} for time; pass StateSpace(time_dim={form.time_dim})."
             )
+        _check_columns(kernel, self.time_dim, x.shape[-1])
         prior = StateSpacePrior(
             gp,
             x,
@@ -199,3 +204,23 @@ class StateSpace(Approximation):
                 f"{int((~torch.isfinite(time)).sum())} stamps are NaN or infinite; drop these rows."
             )
         return time
+
+
+def _check_columns(kernel: Kernel, time_dim: int, num_columns: int) -> None:
+    """Refuse kernels that see more than time: their other columns would be dropped in silence."""
+    if num_columns == 1:
+        return
+    spatial: set[int] = set()
+    for part, seen in input_dimensions(kernel, num_columns):
+        if id(part) in spatial:
+            continue
+        if isinstance(part, SpaceTimeKernel):
+            spatial |= {id(module) for module in part.modules()}
+            continue
+        is_leaf = not any(isinstance(m, Kernel) for m in part.modules() if m is not part)
+        if is_leaf and not isinstance(part, ConstantKernel) and seen != [time_dim]:
+            raise InputError(
+                f"{type(part).__name__} sees the columns {seen} of inputs with {num_columns} columns, and a "
+                f"state space knows time alone; give the kernel active_dims=({time_dim},), or take another "
+                "approximation."
+            )

@@ -317,6 +317,11 @@ class StateSpacePosterior(Posterior):
         return prior.x, prior.unsort(target - lam2 * smoothed.mean)
 
     def _check_rows(self, x: Tensor, joint: bool, groups: Tensor | None) -> None:
+        time = x[..., self.prior.time_dim] if x.shape[-1] > self.prior.time_dim else x
+        if not bool(torch.isfinite(time).all()):
+            raise InputError(
+                f"{int((~torch.isfinite(time)).sum())} stamps of x are NaN or infinite; drop these rows."
+            )
         if self.prior.groups is None:
             refuse_groups(self, groups)
             check_new_inputs(self, x)

@@ -40,6 +40,9 @@ from gpvi.linalg.markov._compiled import to_double
 
 __all__ = ["OnlineFilter"]
 
+# Relative difference of two steps that is nothing but the rounding of stamps.
+_SAME_STEP = 1e-9
+
 
 @dataclass(frozen=True, eq=False)
 class OnlineFilter:
@@ -245,7 +248,7 @@ class OnlineFilter:
         # Steps that differ by the rounding of the stamps are the same step.
         slack = 4.0 * torch.finfo(time.dtype).eps * float(time.abs())
         for known, matrices in self._matrices.items():
-            if abs(known - dt) <= slack:
+            if abs(known - dt) <= min(slack, _SAME_STEP * abs(dt)):
                 return matrices
         step = self.mean.new_tensor([dt])
         matrices = model.transition(step).squeeze(-3), model.process_noise(step).squeeze(-3)
@@ -296,6 +299,6 @@ class OnlineFilter:
         model = as_likelihood(self.likelihood)
         noise = model.gaussian_noise(y, **rows) if model.num_latents == 1 else None
         if noise is not None:
-            precision = noise.reciprocal().expand_as(y)
+            precision = noise.reciprocal().expand_as(y) * rows.get("weights", 1.0)
             return Sites(precision * y, precision).mask(~torch.isnan(y))
         return cvi(WhitePrior(self.gp, x, mean, variance), self.likelihood, y, **rows).sites

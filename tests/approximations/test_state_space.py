@@ -12,8 +12,8 @@ from gpvi.approximations import (
     StateSpacePlan,
     sample_paths,
 )
-from gpvi.exceptions import InputError, UnsupportedError
-from gpvi.kernels import parse_kernel
+from gpvi.exceptions import InputError, NumericalError, UnsupportedError
+from gpvi.kernels import SpaceTimeKernel, parse_kernel
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, **tolerance: float) -> None:
@@ -226,7 +226,7 @@ def test_refusals():
             StateSpace().plan(poisoned)
     with pytest.raises(InputError, match="no column 2"):
         StateSpace(time_dim=2).plan(x)
-    for option in ({"time_dim": -1}, {"rbf_order": 0}, {"rbf_order": 2.5}):
+    for option in ({"time_dim": -1}, {"rbf_order": 3}, {"rbf_order": 2.5}):
         with pytest.raises(InputError, match=next(iter(option))):
             StateSpace(**option)
     with pytest.raises(UnsupportedError, match="RQKernel"):
@@ -249,3 +249,41 @@ def test_a_single_stamp():
     close(ours.predict(new).mean, exact.predict(new).mean)
     whole = [posterior.predict(new, joint=True) for posterior in (ours, exact)]
     close(whole[0].covariance_matrix, whole[1].covariance_matrix)
+
+
+@pytest.mark.parametrize("expression", ["matern32", "rbf", "linear", "constant + matern12"])
+def test_other_columns_are_not_dropped_in_silence(expression):
+    x = torch.cat([stamps(), stamps(seed=1)], -1)
+    gp = GaussianProcess(parse_kernel(expression, 2, ard=False))
+    with pytest.raises(InputError, match=r"sees the columns \[0, 1\]"):
+        StateSpace().prior(gp, x)
+
+
+def test_space_time_takes_its_places_from_the_other_columns():
+    places = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    time, space = gpytorch.kernels.MaternKernel(nu=1.5), gpytorch.kernels.RBFKernel()
+    kernel = SpaceTimeKernel(time, space, places).double()
+    x = torch.cat([stamps(), places[torch.arange(40) % 2]], -1)
+    gp = GaussianProcess(kernel + gpytorch.kernels.ConstantKernel().double())
+    ours, exact = (a.prior(gp, x).condition(sites_at(x)) for a in (StateSpace(), Exact()))
+    close(ours.kl(), exact.kl())
+    close(ours.predict(x[:5] + torch.tensor([0.3, 0.0])).mean, exact.predict(
+        x[:5] + torch.tensor([0.3, 0.0])).mean)  # fmt: skip
+
+
+def test_odd_predictions():
+    x, gp = stamps(), GaussianProcess(parse_kernel("matern32", 1))
+    posterior = StateSpace().prior(gp, x).condition(sites_at(x)).detach()
+    assert posterior.predict(x[:0], joint=True).covariance_matrix.shape == (0, 0)
+    assert posterior.predict(x[:0]).mean.shape == (0,)
+    with pytest.raises(InputError, match="1 stamps of x are NaN"):
+        posterior.predict(torch.tensor([[torch.nan]]).double())
+
+
+def test_a_prior_that_is_too_wide_is_named():
+    kernel = gpytorch.kernels.LinearKernel().double() + gpytorch.kernels.MaternKernel().double()
+    x = 1e9 + torch.arange(25.0, dtype=torch.float64).unsqueeze(-1)
+    prior = StateSpace().prior(GaussianProcess(kernel), x)
+    with pytest.raises(NumericalError, match="prior variance at row"):
+        posterior = prior.condition(Sites(0 * x[:, 0], 0 * x[:, 0] + 100.0))
+        assert posterior.log_partition is not None

@@ -61,6 +61,42 @@ def test_noise_of_single_rows_counts():
     torch.testing.assert_close(online.predict(x[11:]).mean, whole.predict(x[11:]).mean)
 
 
+def test_weights_of_new_rows_count():
+    x, y = series()
+    weights = torch.linspace(0.5, 5.0, 12).double()
+    gp, likelihood = process(), GaussianLikelihood(noise=0.05)
+    start = cvi(StateSpace().prior(gp, x[:11]), likelihood, y[:11], weights=weights[:11]).posterior
+    online = OnlineFilter.start(start, likelihood).update(x[11:], y[11:], weights=weights[11:])
+    whole = cvi(Exact().prior(gp, x), likelihood, y, weights=weights).posterior
+    torch.testing.assert_close(online.predict(x[11:]).mean, whole.predict(x[11:]).mean)
+
+
+def test_steps_that_are_small_against_the_stamps_differ():
+    """At an offset of 1e9 a spacing of 1e-6 has a few digits left, and they all count."""
+    d = torch.tensor([0, 1, 2, 3, 3.5, 4.5, 4.9, 6, 6.2, 7, 7.4], dtype=torch.float64)
+    x, y = (1e9 + 1e-6 * d).unsqueeze(-1), torch.sin(d)
+    kernel = gpytorch.kernels.MaternKernel(nu=1.5).double()
+    kernel.lengthscale = 1e-6
+    gp, likelihood = GaussianProcess(kernel), GaussianLikelihood(noise=0.01)
+    start = cvi(StateSpace().prior(gp, x[:3]), likelihood, y[:3]).posterior
+    online = OnlineFilter.start(start, likelihood)
+    for n in range(3, 11):
+        online = online.update(x[n : n + 1], y[n : n + 1])
+    whole = cvi(StateSpace().prior(gp, x), likelihood, y).posterior
+    later = x[-1:] + 1e-6
+    torch.testing.assert_close(online.predict(later).mean, whole.predict(later).mean)
+
+
+def test_a_missing_count_is_passed_over():
+    x, _ = series()
+    y = torch.arange(12.0).double()
+    gp, likelihood = process(), PoissonLikelihood()
+    start = cvi(StateSpace().prior(gp, x[:10]), likelihood, y[:10]).posterior
+    online = OnlineFilter.start(start, likelihood)
+    after = online.update(x[10:11], torch.tensor([torch.nan]).double())
+    torch.testing.assert_close(after.predict(x[11:]).mean, online.predict(x[11:]).mean)
+
+
 def test_a_poisson_site_is_the_fixed_point_given_the_past():
     x, _ = series()
     y = torch.tensor([0.0, 1, 2, 1, 3, 2, 4, 6, 5, 7, 9, 8]).double()

@@ -190,6 +190,12 @@ def run_forward(
         totals[b], row = passes.forward(element(tensors, b), j, w, store)
         if row >= 0:
             row //= passes.sites_per_row
+            if np.min(w[row]) >= 0.0:
+                raise NumericalError(
+                    f"The prior variance at row {row} (in order of time) is too large for double "
+                    "precision: a trend far from its origin, for instance. Centre the stamps, or move the "
+                    "origin of the kernel to them."
+                )
             raise NumericalError(
                 f"The site of row {row} (in order of time) has precision "
                 f"{float(np.min(w[row])):.3g}, which leaves the posterior "

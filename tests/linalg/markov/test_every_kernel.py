@@ -31,6 +31,7 @@ OWN: dict[str, Callable[[], gpytorch.kernels.Kernel]] = {
     "MarkovFractionalBrownianKernel": lambda: gpvi.kernels.MarkovFractionalBrownianKernel(5),
     "FractionalOUKernel": lambda: gpvi.kernels.FractionalOUKernel(5),
     "SpaceTimeKernel": _space_time,
+    "MarkovKernel": lambda: gpvi.kernels.MarkovKernel(gpytorch.kernels.MaternKernel(nu=2.5)),
 }
 KERNELS = OWN | {
     name: (lambda name=name: parse_kernel(name, 1))
@@ -81,7 +82,7 @@ def test_engines_equal_dense_formulas(name: str, rows: int) -> None:
     kernel, x, lam1, lam2 = problem(name, rows)
     with torch.no_grad():
         model, steps = as_state_space(kernel).model(x), Steps.single(x[:, 0])
-        K = kernel(x).to_dense()
+        K = kernel(x).to_dense().clone()
         system = torch.eye(rows, dtype=K.dtype) + lam2.unsqueeze(-1) * K
         covariance = torch.linalg.solve(system.mT, K.mT).mT
         mean = covariance @ lam1
