@@ -1,7 +1,7 @@
 """Independent latent processes on the line as one Gauss-Markov prior, and its conditioning on sites.
 
-Latents have prior variance one: the amplitude of a stationary kernel is taken out, since the loadings
-that read the latents have a scale of their own.
+Latents have prior variance one: the amplitude of a kernel, which must be stationary, is taken out, since
+the loadings that read the latents have a scale of their own.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,6 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from gpvi.exceptions import UnsupportedError
 from gpvi.kernels import as_state_space
 from gpvi.linalg import MarkovModel, Steps, markov_log_partition, markov_smooth
 
@@ -47,7 +46,7 @@ class LatentChains:
     Parameters
     ----------
     kernels : sequence of gpytorch.kernels.Kernel
-        One for each latent, with a state-space form.
+        One for each latent, stationary and with a state-space form.
     steps : Steps
         Stamps of T rows in G series.
     """
@@ -146,16 +145,8 @@ class LatentChains:
         return constant
 
     def _one(self, k: int) -> tuple[MarkovModel, Tensor]:
-        """Model of one latent and its standard deviation, one where that changes with time."""
-        form = as_state_space(self.kernels[k])
-        if form.needs_rows:
-            raise UnsupportedError(
-                f"The kernel of latent {k} multiplies a process by a trend or reads it off by place, "
-                "which latents with a readout do not support. Use a sum of stationary kernels."
-            )
-        model = form.model()
-        if not all(block.stationary for block in model.blocks):
-            return model, self.steps.time.new_ones(())
+        """Model of one latent and its standard deviation."""
+        model = as_state_space(self.kernels[k]).model()
         P, h = model.initial(self.steps.first[:1])[..., 0, :, :], model.readout
         return model, (h @ P @ h).sqrt()
 

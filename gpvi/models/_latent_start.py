@@ -1,5 +1,7 @@
 """Rough latents to start from: factor analysis of smoothed observations on the scale of the link.
 
+Where it finds fewer factors than asked for, principal components of the remainder take their place.
+
 References
 ----------
 Yu, B. M., Cunningham, J. P., Santhanam, G., Ryu, S. I., Shenoy, K. V. & Sahani, M. (2009).
@@ -23,6 +25,10 @@ __all__ = ["correlation_time", "initial_scores"]
 
 # Observations are smoothed over this fraction of a trial, but over a bin at least.
 _SMOOTHING = 0.02
+# Factors smaller than this share of the largest are replaced.
+_SMALLEST_FACTOR = 0.05
+# Deviations and principal components below this share of the values are rounding errors.
+_ROUNDING = 1e-10
 
 
 def initial_scores(base: Likelihood, recordings: Recordings, num_latents: int, seed: int) -> Tensor:
@@ -42,7 +48,7 @@ def initial_scores(base: Likelihood, recordings: Recordings, num_latents: int, s
     Returns
     -------
     Tensor, shape [T, K]
-        Standardised factor scores.
+        Standardised; zero where the observations span too few dimensions.
     """
     y = recordings.y
     with torch.no_grad():
@@ -59,13 +65,49 @@ def initial_scores(base: Likelihood, recordings: Recordings, num_latents: int, s
             for part in np.split(values, starts)
         ]
     )
-    model = FactorAnalysis(num_latents, random_state=seed)
-    with warnings.catch_warnings():
+    size = np.abs(smooth).max(0)
+    smooth = smooth - smooth.mean(0)
+    deviation = smooth.std(0)
+    varying = deviation > _ROUNDING * size
+    smooth, deviation = smooth[:, varying], deviation[varying]
+    scores = _factor_scores(smooth, deviation, num_latents, seed)
+    return torch.as_tensor(_completed(scores, smooth / deviation, num_latents))
+
+
+def _factor_scores(
+    smooth: np.ndarray, deviation: np.ndarray, num_latents: int, seed: int
+) -> np.ndarray:
+    """Standardised scores of the factors that are not about zero, [T, at most K]."""
+    if not len(deviation):
+        return smooth
+    model = FactorAnalysis(min(num_latents, len(deviation)), random_state=seed)
+    # It takes logarithms of zero where outputs are copies of each other.
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", ConvergenceWarning)
         scores = model.fit_transform(smooth)
     scores = scores - scores.mean(0)
-    deviation = scores.std(0)
-    return torch.as_tensor(scores / np.where(deviation > 0.0, deviation, 1.0))
+    size = scores.std(0) * np.linalg.norm(model.components_ / deviation, axis=1)
+    kept = size > _SMALLEST_FACTOR * size.max()
+    return scores[:, kept] / scores[:, kept].std(0)
+
+
+def _completed(scores: np.ndarray, x: np.ndarray, num_latents: int) -> np.ndarray:
+    """Scores followed by principal components of what they leave of x, [T, K].
+
+    A latent of zero with loadings of zero is a saddle of the ELBO that no step leaves. Factor
+    analysis returns such ones where it takes outputs for noise of their own, as it often does with
+    more factors than a covariance identifies. A column stays zero only where the outputs span
+    fewer dimensions than there are latents.
+    """
+    missing = num_latents - scores.shape[1]
+    if not missing:
+        return scores
+    left = x - scores @ np.linalg.lstsq(scores, x, rcond=None)[0]
+    directions, sizes, _ = np.linalg.svd(left, full_matrices=False)
+    found = min(missing, int((sizes > _ROUNDING * np.linalg.norm(x)).sum()))
+    components = np.zeros((len(x), missing))
+    components[:, :found] = np.sqrt(len(x)) * directions[:, :found]
+    return np.concatenate([scores, components], 1)
 
 
 def correlation_time(scores: Tensor, recordings: Recordings) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from gpvi.exceptions import InputError
+from gpvi.exceptions import InputError, UnsupportedError
 from gpvi.kernels import as_state_space, parse_kernel, set_lengthscales
 from gpvi.likelihoods import (
     GaussianLikelihood,
@@ -87,7 +87,7 @@ def build_kernels(kernel: Any, num_latents: int, lengthscales: Tensor) -> list[K
     InputError
         If the number of kernels is not K.
     UnsupportedError
-        If a kernel has no state-space form.
+        If a kernel has no state-space form, or is not stationary.
     """
     if isinstance(kernel, str | Kernel):
         several = isinstance(kernel, Kernel) and kernel.batch_shape == torch.Size([num_latents])
@@ -100,6 +100,7 @@ def build_kernels(kernel: Any, num_latents: int, lengthscales: Tensor) -> list[K
         raise InputError(f"kernel has {len(parts)} entries for {num_latents} latents.")
     kernels = []
     for part, lengthscale in zip(parts, lengthscales, strict=True):
+        name = repr(part) if isinstance(part, str) else type(part).__name__
         if isinstance(part, str):
             part = parse_kernel(part, 1)
             set_lengthscales(part, lengthscale.reshape(1))
@@ -111,8 +112,24 @@ def build_kernels(kernel: Any, num_latents: int, lengthscales: Tensor) -> list[K
                 "for one entry a latent."
             )
         kernels.append(deepcopy(part).double())
-        as_state_space(kernels[-1])
+        _check_stationary(kernels[-1], name)
     return kernels
+
+
+def _check_stationary(kernel: Kernel, name: str) -> None:
+    """Refuse a kernel without state-space form, or whose variance changes with time."""
+    form = as_state_space(kernel)
+    changing = {
+        form.labels[term]
+        for block, term, weight in zip(form.blocks, form.terms, form.weights, strict=True)
+        if weight is not None or not block.stationary
+    }
+    if changing:
+        raise UnsupportedError(
+            f"Kernel {name} is not stationary (its term {', '.join(sorted(changing))}), but latents "
+            "have prior variance one at all times, since their loadings carry the scale. Use "
+            'stationary kernels, such as "matern52", which at a long lengthscale follow trends too.'
+        )
 
 
 def start_readout(base: Likelihood, y: Tensor, num_latents: int) -> LinearReadoutLikelihood:

@@ -43,6 +43,8 @@ __all__ = ["GPFactorAnalysis"]
 _START_VARIANCE = 0.1
 # For latents under learned parameters: most sweeps, and nats per bin that end them.
 _MAX_SWEEPS, _INFERENCE_TOLERANCE = 100, 1e-6
+# Loadings up to this share of an output's largest count as zero.
+_NULL_LOADING = 1e-3
 _MAX_SEED = 2**31 - 1
 
 
@@ -59,9 +61,9 @@ class GPFactorAnalysis(BaseEstimator):
     num_latents : int
         Number K of latents, at most the number of outputs.
     kernel : str, gpytorch.kernels.Kernel or sequence of them
-        With a state-space form; one for every latent, or one that all start from. A kernel of batch
-        shape ``[K]`` has one entry for each latent. A name such as "matern52" starts with
-        lengthscales by the data; amplitudes are without effect.
+        Stationary, with a state-space form; one for every latent, or one that all start from. A
+        kernel of batch shape ``[K]`` has one entry for each latent. A name such as "matern52"
+        starts with lengthscales by the data; amplitudes are without effect.
     likelihood : {"poisson", "gaussian"} or gpytorch or gpvi likelihood
         Of one output: counts, real numbers with a noise variance for each output, or any other.
     mean_field : bool
@@ -153,7 +155,12 @@ class GPFactorAnalysis(BaseEstimator):
         InputError
             For options out of range and data that do not fit them.
         UnsupportedError
-            For a kernel without state-space form.
+            For a kernel without state-space form, and for one that is not stationary.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If `max_iter` rounds were too few, or latents ended with loadings of zero.
         """
         self._check_options()
         recordings = read_recordings(Y, t)
@@ -181,6 +188,7 @@ class GPFactorAnalysis(BaseEstimator):
                 f"gained less than {self.tolerance} nats a bin. Raise max_iter or tolerance.",
                 ConvergenceWarning,
             )
+        self._warn_of_null_latents(readout.loadings.detach())
         self._recordings = recordings
         self.likelihood_, self.kernel_ = readout, tuple(kernels)
         self.elbo_, self.n_iter_, self.n_features_in_ = (
@@ -352,6 +360,17 @@ class GPFactorAnalysis(BaseEstimator):
         if not recordings.num_observed:
             raise InputError("Y holds no observation, so there is nothing to score.")
         return state.elbo / recordings.num_observed
+
+    def _warn_of_null_latents(self, C: Tensor) -> None:
+        # Compared output by output, which may have units of their own.
+        null = (C.abs() <= _NULL_LOADING * C.abs().amax(1, keepdim=True)).all(0)
+        if bool(null.any()):
+            warn(
+                f"Latents {null.nonzero().flatten().tolist()} ended with loadings of zero, so that "
+                f"they explain nothing. Ask for fewer than num_latents={self.num_latents}, or look "
+                "for outputs that are constant or copies of each other.",
+                ConvergenceWarning,
+            )
 
     def _infer(self, Y: Any, t: Any) -> tuple[Recordings, LatentState]:
         """Latents of new recordings."""

@@ -8,14 +8,17 @@ import gpytorch
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter1d
 from sklearn.base import clone
 from sklearn.linear_model import LinearRegression
 
 from gpvi.datasets import SpikeTrains, make_spike_trains
 from gpvi.exceptions import ConvergenceWarning, InputError, UnsupportedError
-from gpvi.kernels import HidaMaternKernel
-from gpvi.likelihoods import BernoulliLikelihood
+from gpvi.kernels import HidaMaternKernel, IntegratedWienerKernel
+from gpvi.likelihoods import BernoulliLikelihood, GaussianLikelihood
 from gpvi.models import GPFactorAnalysis
+from gpvi.models._latent_start import initial_scores
+from gpvi.models._recordings import read_recordings
 
 
 def explained(truth: np.ndarray, found: np.ndarray) -> float:
@@ -226,6 +229,78 @@ def test_silent_and_constant_outputs(spikes: SpikeTrains, real: np.ndarray) -> N
     np.testing.assert_allclose(rates[:, -1], 1.0, atol=0.05)
 
 
+def several(num_outputs: int, likelihood: str, seed: int, mixed: bool) -> np.ndarray:
+    """As many smooth latents as outputs, [200, P], each output its own or a mixture."""
+    rng = np.random.default_rng(seed)
+    z = gaussian_filter1d(rng.standard_normal((200, num_outputs)), 6.0, axis=0)
+    z = z / z.std(0)
+    if mixed:
+        z = z @ rng.standard_normal((num_outputs, num_outputs)).T
+    if likelihood == "poisson":
+        return rng.poisson(np.exp(0.5 * z + 0.7)).astype(float)
+    return z + 0.2 * rng.standard_normal(z.shape)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "poisson"])
+@pytest.mark.parametrize(
+    ("num_outputs", "seed", "mixed"),
+    [(1, 0, False), (2, 0, False), (2, 1, True), (3, 0, True), (3, 1, False)],
+)
+def test_as_many_latents_as_outputs(
+    num_outputs: int, seed: int, mixed: bool, likelihood: str
+) -> None:
+    y = several(num_outputs, likelihood, seed, mixed)
+    bounds = []
+    for K in range(1, num_outputs + 1):
+        model = GPFactorAnalysis(K, likelihood=likelihood, tolerance=1e-3).fit(y)
+        bounds.append(model.elbo_)
+        assert np.linalg.norm(model.loadings_, axis=0).min() > 0.02
+    # Rounds end at a gain of a thousandth of a nat for each of 200 bins.
+    assert bool((np.diff(bounds) > -0.2).all())
+    if not mixed:
+        # Independent outputs: every latent that they have is worth nats.
+        assert bool((np.diff(bounds) > 3.0).all())
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "poisson"])
+def test_a_single_output_is_smoothed(likelihood: str) -> None:
+    y = several(1, likelihood, 0, False)
+    model = GPFactorAnalysis(1, likelihood=likelihood, tolerance=1e-3).fit(y)
+    rates = model.predict_rates()
+    truth = several(1, "gaussian", 0, False)
+    assert np.corrcoef(rates[:, 0], truth[:, 0])[0, 1] > 0.8
+    assert model.n_iter_ > 1
+
+
+def test_mean_field_with_as_many_latents_as_outputs() -> None:
+    y = several(3, "gaussian", 1, False)
+    joint, apart = (
+        GPFactorAnalysis(3, likelihood="gaussian", mean_field=each, tolerance=1e-3).fit(y)
+        for each in (False, True)
+    )
+    assert apart.elbo_ < joint.elbo_ + 0.2 and np.linalg.norm(apart.loadings_, axis=0).min() > 0.5
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("num_latents", [1, 2, 3])
+def test_initial_scores_are_standardised(num_latents: int, mixed: bool) -> None:
+    y = several(3, "gaussian", 2, mixed) * [1.0, 1e-3, 1e3]
+    scores = initial_scores(GaussianLikelihood(), read_recordings(y, None), num_latents, 0).numpy()
+    np.testing.assert_allclose(scores.mean(0), 0.0, atol=1e-10)
+    np.testing.assert_allclose(scores.std(0), 1.0)
+    assert np.linalg.cond(scores) < 10.0
+
+
+def test_null_latents_are_announced() -> None:
+    y = several(1, "gaussian", 0, False)
+    copies = np.c_[y, 2.0 * y, np.ones(200)]
+    with pytest.warns(ConvergenceWarning, match=r"Latents \[1\] ended with loadings of zero"):
+        model = GPFactorAnalysis(2, likelihood="gaussian", tolerance=1e-2).fit(copies)
+    assert np.isfinite(model.elbo_) and np.linalg.norm(model.loadings_[:, 0]) > 0.5
+    with pytest.warns(ConvergenceWarning, match=r"Latents \[0, 1\] ended"):
+        GPFactorAnalysis(2).fit(np.zeros((20, 3)))
+
+
 def test_stopping_early_is_announced(spikes: SpikeTrains) -> None:
     with pytest.warns(ConvergenceWarning, match="max_iter=1"):
         model = GPFactorAnalysis(2, max_iter=1).fit(spikes.counts)
@@ -280,6 +355,22 @@ def test_unsupported_kernels() -> None:
     for kernel in ("rational_quadratic", "linear * matern32"):
         with pytest.raises(UnsupportedError):
             GPFactorAnalysis(2, kernel=kernel).fit(ONES)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        ("trend", "'trend' is not stationary"),
+        ("matern32 + linear", r"'matern32 \+ linear' is not stationary \(its term linear\)"),
+        (
+            ["matern32", IntegratedWienerKernel(0)],
+            "Kernel IntegratedWienerKernel is not stationary",
+        ),
+    ],
+)
+def test_latents_are_stationary(kernel: Any, message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        GPFactorAnalysis(2, kernel=kernel).fit(ONES)
 
 
 def test_bad_input_after_the_fit(model: GPFactorAnalysis, spikes: SpikeTrains) -> None:
