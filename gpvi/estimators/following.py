@@ -4,8 +4,9 @@ The filter predicts the future. What is needed of the past (moments there, joint
 predictions) comes from conditioning again on the sites of all rows, once, when it is asked for.
 """
 
+import math
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import gpytorch
 import numpy as np
@@ -17,7 +18,7 @@ from gpvi.estimators.model import FittedModel
 from gpvi.exceptions import GPVIError, InputError
 from gpvi.inference import OnlineFilter
 
-__all__ = ["Follower"]
+__all__ = ["Follower", "none_observed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +169,34 @@ class Follower:
         other = object.__new__(type(self))
         other._model, other._online, other._new = model, self._online, []
         return other
+
+
+def none_observed(y: Any, num_rows: int) -> bool:
+    """Whether new rows only say that time went on.
+
+    Parameters
+    ----------
+    y : array-like, shape [n] or [n, 1]
+        Targets.
+    num_rows : int
+        n.
+
+    Returns
+    -------
+    bool
+        True if every target is NaN, None or pandas' NA; False for targets of another shape.
+    """
+    try:
+        values = np.asarray(y)
+    except (TypeError, ValueError, RuntimeError):
+        # Not an array: the check of targets says why.
+        return False
+    return values.shape in ((num_rows,), (num_rows, 1)) and all(
+        value is None
+        or type(value).__name__ == "NAType"
+        or (isinstance(value, float | np.floating) and math.isnan(value))
+        for value in values.ravel().tolist()
+    )
 
 
 def _check_extras(given: set[str], fitted: set[str]) -> None:

@@ -1,13 +1,12 @@
-"""Time as numbers: dates of pandas, NumPy and Python, or plain numbers, and back again.
+"""Time as numbers, and back again: dates or plain numbers, and the stamps that follow the last one.
 
 Dates become the time since the first of them, in a unit that the user names; a difference of whole
-microseconds, so that equal stamps stay equal. pandas is looked for in what is given and never needed.
+microseconds, so that equal stamps stay equal.
 """
 
 import datetime
 import math
 import sys
-import warnings
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -16,6 +15,7 @@ from sklearn.base import BaseEstimator
 
 from gpvi._warnings import warn
 from gpvi.estimators.inputs import InputColumns
+from gpvi.estimators.stamps import announce_merged, index_frequency, stamp_values
 from gpvi.exceptions import ExtrapolationWarning, InputError
 
 __all__ = ["TimeAxis", "TimeColumns"]
@@ -33,6 +33,9 @@ _UNITS = {
     "W": 7 * 86_400 * _SECOND,
     "Y": 31_557_600 * _SECOND,
 }
+
+# A forecast of more steps is a mistake in the units of its horizon.
+_MOST_STEPS = 10_000_000
 
 # Predictions beyond the range of the fit by more than this multiple of its length are far away.
 _FAR = 1.0
@@ -93,10 +96,10 @@ class TimeAxis:
         if time_unit != "auto" and time_unit not in _UNITS:
             known = ", ".join(repr(name) for name in _UNITS)
             raise InputError(f"time_unit is {time_unit!r}; pass 'auto' or one of {known}.")
-        values, zone, pandas = _values(stamps, owner)
+        values, zone, pandas = stamp_values(stamps, owner)
         if values.dtype.kind == "M":
             unit = "D" if time_unit == "auto" else time_unit
-            origin = int(values.astype(np.int64).min()) if len(values) else 0
+            origin = int(_microseconds(values).min()) if len(values) else 0
         elif time_unit == "auto":
             unit, origin = "", 0
         else:
@@ -104,7 +107,7 @@ class TimeAxis:
                 f"time_unit is {time_unit!r} and the stamps are numbers, which have a unit already; leave "
                 "time_unit out, or pass dates."
             )
-        axis = cls(unit, origin, zone, pandas, _frequency(stamps), math.nan)
+        axis = cls(unit, origin, zone, pandas, index_frequency(stamps), math.nan)
         numbers = axis.numbers(stamps, owner)
         gaps = np.diff(np.unique(numbers))
         spacing = float(np.median(gaps)) if len(gaps) else math.nan
@@ -135,7 +138,7 @@ class TimeAxis:
         InputError
             For stamps of another kind, another shape, and missing ones.
         """
-        values, zone, _ = _values(stamps, owner)
+        values, zone, _ = stamp_values(stamps, owner)
         if not len(values):
             raise InputError(f"{owner} got no stamps; pass at least one.")
         if (values.dtype.kind == "M") != self.is_dates:
@@ -155,9 +158,12 @@ class TimeAxis:
                 f"{owner} got {int(missing.sum())} stamp(s) that are {what}, the first in row "
                 f"{int(np.flatnonzero(missing)[0])}; drop these rows."
             )
-        if not self.is_dates:
-            return values.astype(np.float64)
-        return (values.astype(np.int64) - self.origin) / _UNITS[self.unit]
+        if self.is_dates:
+            numbers = (_microseconds(values) - self.origin) / _UNITS[self.unit]
+        else:
+            numbers = values.astype(np.float64)
+        announce_merged(values, numbers, owner)
+        return numbers
 
     def stamps(self, numbers: np.ndarray) -> Any:
         """Numbers as stamps of the kind of the fit.
@@ -198,37 +204,87 @@ class TimeAxis:
         Returns
         -------
         ndarray, shape [H]
-            In the unit.
+            In the unit, after the last stamp.
 
         Raises
         ------
         InputError
-            For a horizon that holds no step, and steps of a single stamp.
+            For a horizon that holds no step or too many, steps of a single stamp, and stamps that are not
+            after the last one.
         """
+        if isinstance(horizon, np.ndarray) and not horizon.ndim:
+            horizon = horizon[()]
         length = _length(horizon, self)
-        if length is None and not isinstance(horizon, int | np.integer):
-            return self.numbers(horizon, owner)
+        if length is None and hasattr(horizon, "__len__") and not isinstance(horizon, str | bytes):
+            return self._later(last, horizon, owner)
         if math.isnan(self.spacing):
             raise InputError(
                 f"{owner} was fitted to one stamp only, which has no spacing; pass the times to forecast."
             )
-        if length is None:
-            steps = int(horizon)
-        else:
-            steps = math.floor(length / self.spacing + 1e-9) if length < math.inf else 0
-        if steps < 1 or isinstance(horizon, bool):
+        if length is None and (
+            isinstance(horizon, bool) or not isinstance(horizon, int | np.integer)
+        ):
+            raise self._refusal(last, horizon)
+        steps = int(horizon) if length is None else length / self.spacing
+        # Written so that NaN is refused.
+        if not 0 < steps <= _MOST_STEPS:
+            raise self._refusal(last, horizon)
+        coming = self._following(last, steps, length)
+        if not len(coming):
+            raise self._refusal(last, horizon)
+        return coming
+
+    def _later(self, last: float, stamps: Any, owner: str) -> np.ndarray:
+        """Numbers of explicit stamps, all of which have to come after the last one."""
+        numbers = self.numbers(stamps, owner)
+        past = numbers <= last
+        if past.any():
             raise InputError(
-                f"horizon is {horizon!r}; pass at least one step (an integer), or a length of time of at "
-                f"least {self.spacing:.6g} {self.unit or 'in the units of the stamps'}."
+                f"{owner} got {int(past.sum())} stamp(s) to forecast, such as "
+                f"{self.show(float(numbers[past][0]))}, that are not after the last one, "
+                f"{self.show(last)}; pass later ones, or call predict."
             )
-        pandas = sys.modules.get("pandas")
-        if self.frequency is not None and pandas is not None:
-            index = pandas.DatetimeIndex(self.stamps(np.array([last])))
-            coming = pandas.date_range(index[0], periods=steps + 1, freq=self.frequency)
-            coming = coming[coming > index[0]][:steps]
-            numbers = self.numbers(coming, owner)
-            return numbers if length is None else numbers[numbers <= last + length * (1 + 1e-12)]
-        return last + self.spacing * np.arange(1, steps + 1)
+        return numbers
+
+    def _following(self, last: float, steps: float, length: float | None) -> np.ndarray:
+        """Numbers of the next stamps: so many steps, or all within a length."""
+        try:
+            if self.frequency is not None and "pandas" in sys.modules:
+                return self._on_calendar(last, steps, length)
+            coming = last + self.spacing * np.arange(1, math.floor(steps + 1e-9) + 1)
+            if self.is_dates and len(coming):
+                latest = round(coming[-1] * _UNITS[self.unit]) + self.origin
+                if latest > np.iinfo(np.int64).max:
+                    raise OverflowError("dates end there")
+        except (ValueError, OverflowError) as error:
+            raise InputError(
+                f"The stamps of {steps:g} steps after {self.show(last)} cannot be computed: {error}. Pass a "
+                "shorter horizon, or the stamps themselves."
+            ) from error
+        return coming
+
+    def _on_calendar(self, last: float, steps: float, length: float | None) -> np.ndarray:
+        """The same at a frequency of pandas, whose steps may differ in length."""
+        date_range = sys.modules["pandas"].date_range
+        start = self.stamps(np.array([last]))[0]
+        if length is None:
+            dates = date_range(start, periods=int(steps) + 1, freq=self.frequency)
+            dates = dates[dates > start][: int(steps)]
+        else:
+            end = start + np.timedelta64(round(length * _UNITS[self.unit]), "us")
+            dates = date_range(start, end, freq=self.frequency)
+            dates = dates[dates > start]
+        return (_microseconds(stamp_values(dates, "")[0]) - self.origin) / _UNITS[self.unit]
+
+    def _refusal(self, last: float, horizon: Any) -> InputError:
+        shortest = self._following(last, 1, None)[0] - last
+        unit = self.unit or "in the units of the stamps"
+        length = "a float or a timedelta" if self.is_dates else "a float"
+        return InputError(
+            f"horizon is {horizon!r}; pass at least one step and at most {_MOST_STEPS:_} (an integer), a "
+            f"length of time of at least {shortest:.6g} {unit} ({length}), or a list or an array of stamps "
+            f"after the last one, {self.show(last)}."
+        )
 
     def show(self, number: float) -> str:
         """One stamp for a message.
@@ -328,90 +384,28 @@ class TimeColumns(InputColumns):
             )
 
 
-def _values(stamps: Any, owner: str) -> tuple[np.ndarray, str | None, bool]:
-    """Stamps as datetime64[us] or float64, shape [N], their time zone, and whether they are pandas'."""
-    dates = _dates_of_pandas(stamps)
-    if dates is not None:
-        zone = None if dates.tz is None else str(dates.tz)
-        plain = dates if dates.tz is None else dates.tz_convert("UTC").tz_localize(None)
-        return plain.to_numpy().astype("datetime64[us]"), zone, True
-    values = np.asarray(stamps)
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.ndim != 1:
-        raise InputError(
-            f"{owner} got stamps of shape {values.shape}; pass one time per row, shape [N] or [N, 1]."
-        )
-    if values.dtype.kind == "O":
-        values = _dates_of_python(values, owner)
-    if values.dtype.kind == "M":
-        return values.astype("datetime64[us]"), None, False
-    if values.dtype.kind not in "iuf":
-        advice = {
-            "U": "convert text with np.array(stamps, dtype='datetime64[s]') or pandas.to_datetime",
-            "m": "divide durations by one unit, stamps / np.timedelta64(1, 'D')",
-        }
-        raise InputError(
-            f"{owner} got stamps of type {values.dtype}, which are neither dates nor numbers; "
-            f"{advice.get(values.dtype.kind, 'pass dates or numbers')}."
-        )
-    return values.astype(np.float64), None, False
-
-
-def _dates_of_pandas(stamps: Any) -> Any:
-    """A DatetimeIndex, for dates or periods of pandas."""
-    pandas = sys.modules.get("pandas")
-    if pandas is None:
-        return None
-    if isinstance(stamps, pandas.DataFrame) and stamps.shape[1] == 1:
-        stamps = stamps.iloc[:, 0]
-    if not isinstance(stamps, pandas.Series | pandas.Index | pandas.api.extensions.ExtensionArray):
-        return None
-    if isinstance(stamps.dtype, pandas.PeriodDtype):
-        return pandas.PeriodIndex(stamps).to_timestamp()
-    return pandas.DatetimeIndex(stamps) if stamps.dtype.kind == "M" else None
-
-
-def _dates_of_python(values: np.ndarray, owner: str) -> np.ndarray:
-    for value in values:
-        if not isinstance(value, datetime.date) and value is not None:
-            kind = type(value).__name__
-            raise InputError(
-                f"{owner} got the stamp {value!r} of type {kind}; pass dates or numbers."
-            )
-        if getattr(value, "tzinfo", None) is not None:
-            raise InputError(
-                f"{owner} got a list of dates with time zones; pass a pandas.DatetimeIndex of them."
-            )
-    return values.astype("datetime64[us]")
-
-
-def _frequency(stamps: Any) -> str | None:
-    """Calendar frequency of a regular pandas index, which a constant spacing would leave."""
-    dates = _dates_of_pandas(stamps)
-    pandas = sys.modules.get("pandas")
-    if dates is None or pandas is None:
-        return None
-    if dates.freq is not None:
-        return str(dates.freqstr)
-    distinct = dates.dropna().unique().sort_values()
-    if len(distinct) < 3:
-        return None
-    with warnings.catch_warnings():
-        # It is about to return objects instead of text.
-        warnings.simplefilter("ignore")
-        found = pandas.infer_freq(distinct)
-    return None if found is None else str(getattr(found, "freqstr", found))
+def _microseconds(dates: np.ndarray) -> np.ndarray:
+    """Since 1970."""
+    return dates.astype("datetime64[us]").astype(np.int64)
 
 
 def _length(horizon: Any, axis: TimeAxis) -> float | None:
     """A length of time in the unit; None for what is none."""
-    if isinstance(horizon, datetime.timedelta):  # pandas' Timedelta is one
-        horizon = np.timedelta64(horizon)
-    if isinstance(horizon, np.timedelta64):
-        if not axis.is_dates:
-            raise InputError(
-                f"horizon is {horizon!r} and the stamps are numbers; pass steps, a number or stamps."
-            )
+    if isinstance(horizon, float | np.floating):
+        return float(horizon)
+    if not isinstance(
+        horizon, datetime.timedelta | np.timedelta64
+    ):  # pandas' Timedelta is the first
+        return None
+    if not axis.is_dates:
+        raise InputError(
+            f"horizon is {horizon!r} and the stamps are numbers; pass steps, a number or stamps."
+        )
+    if isinstance(horizon, datetime.timedelta):
+        return horizon / datetime.timedelta(microseconds=1) / _UNITS[axis.unit]
+    try:
         return float(horizon / np.timedelta64(1, "us")) / _UNITS[axis.unit]
-    return float(horizon) if isinstance(horizon, float | np.floating) else None
+    except TypeError as error:
+        raise InputError(
+            f"horizon is {horizon!r}, and months and years have no fixed length; pass steps, days or stamps."
+        ) from error

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from gpvi.estimators.building import LikelihoodBuilder
 from gpvi.estimators.fitting import TrainingData
-from gpvi.estimators.following import Follower
+from gpvi.estimators.following import Follower, none_observed
 from gpvi.estimators.forecasting import Decomposition, Forecast, decompose
 from gpvi.estimators.hyperparameters import HyperparameterSpec
 from gpvi.estimators.inputs import InputColumns
@@ -22,6 +22,7 @@ from gpvi.estimators.model import FittedModel
 from gpvi.estimators.regression import RegressionEstimator
 from gpvi.estimators.regressor import gaussian, student_t
 from gpvi.estimators.scaling import Standardizer
+from gpvi.estimators.stamps import series_rows
 from gpvi.estimators.time_axis import TimeAxis, TimeColumns
 from gpvi.exceptions import InputError
 from gpvi.inference import Callback
@@ -192,7 +193,7 @@ class TimeSeriesGP(RegressorMixin, RegressionEstimator):
         UnsupportedError
             For kernels without a state-space form.
         """
-        t, y = _series(t, y, type(self).__name__)
+        t, y = series_rows(t, y, type(self).__name__)
         super().fit(t, y, sample_weight, noise_variance=noise_variance, exposure=exposure)
         self._follower = None
         return self
@@ -213,7 +214,7 @@ class TimeSeriesGP(RegressorMixin, RegressionEstimator):
         t : array-like, shape [n], or a pandas Series
             Stamps, none before the last one so far.
         y : array-like, shape [n], optional
-            Targets, NaN where nothing was observed; the values of the series if left out.
+            Targets, NaN where nothing was observed, be it everywhere; the values of the series if left out.
         noise_variance, exposure : array-like, shape [n], optional
             Of the new rows, if the fit had them.
 
@@ -229,7 +230,7 @@ class TimeSeriesGP(RegressorMixin, RegressionEstimator):
         """
         check_is_fitted(self, "posterior_")
         name = type(self).__name__
-        t, y = _series(t, y, name)
+        t, y = series_rows(t, y, name)
         array = self._columns.encode(self, t)
         last = float(self._columns.high[0])
         if array.min() < last:
@@ -239,8 +240,9 @@ class TimeSeriesGP(RegressorMixin, RegressionEstimator):
                 f"{axis.show(last)}; only later rows can follow. Call fit with all rows."
             )
         order = np.argsort(array[:, 0], kind="stable")
-        targets = self._encoded(y, len(array))
-        rows = self._rows(noise_variance, exposure, len(array))
+        size = len(array)
+        targets = np.full(size, np.nan) if none_observed(y, size) else self._encoded(y, size)
+        rows = self._rows(noise_variance, exposure, size)
         follower = self._follower or Follower(self._model)
         follower.update(
             array[order], targets[order], {key: values[order] for key, values in rows.items()}
@@ -263,7 +265,7 @@ class TimeSeriesGP(RegressorMixin, RegressionEstimator):
         ----------
         horizon : int, length of time, or stamps
             How many steps of the median spacing (of the frequency, for a regular pandas index), how long
-            (a float in ``time_unit``, or a timedelta), or the stamps themselves.
+            (a float in ``time_unit``, or a timedelta), or the stamps themselves, all after the last one.
         coverage : float
             Probability of the central interval.
         noise_variance, exposure : array-like, shape [H], optional
@@ -277,7 +279,7 @@ class TimeSeriesGP(RegressorMixin, RegressionEstimator):
         Raises
         ------
         InputError
-            For a horizon without a step.
+            For a horizon without a step, one too far away, and stamps up to the last one.
         """
         check_is_fitted(self, "posterior_")
         columns, name = self._columns, type(self).__name__
@@ -433,17 +435,3 @@ class TimeSeriesGP(RegressorMixin, RegressionEstimator):
         """Stamps of the rows with a target, as numbers, in the order of the rows."""
         x = model.posterior.prior.x.double().cpu().numpy()
         return model.x_map.inverse(x)[:, 0]
-
-
-def _series(t: Any, y: Any, owner: str) -> tuple[Any, Any]:
-    """Stamps and targets, from a series that brings both."""
-    if y is not None:
-        return t, y
-    if not (hasattr(t, "index") and hasattr(t, "to_numpy")):
-        raise InputError(
-            f"{owner} got no y; pass stamps and targets, or a pandas Series whose index are the stamps."
-        )
-    values = t.to_numpy()
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    return t.index, values

@@ -14,7 +14,7 @@ from sklearn.exceptions import NotFittedError
 from gpvi import TimeSeriesGP
 from gpvi.approximations import StateSpacePosterior
 from gpvi.estimators import Fixed, Forecast, GPRegressor
-from gpvi.exceptions import ExtrapolationWarning, InputError, UnsupportedError
+from gpvi.exceptions import DataWarning, ExtrapolationWarning, InputError, UnsupportedError
 from gpvi.kernels import IntegratedWienerKernel, as_state_space
 from gpvi.likelihoods import PoissonLikelihood
 
@@ -239,6 +239,26 @@ class TestForecast:
         with pytest.warns(ExtrapolationWarning, match="2300-01-01.*2001-01-01.*to 2005-12-01"):
             model.forecast(pd.DatetimeIndex(["2300-01-01"]))
 
+    def test_descending_series(self) -> None:
+        data = monthly()
+        forwards, backwards = (
+            TimeSeriesGP("trend", max_iter=2, random_state=0).fit(rows)
+            for rows in (data, data[::-1])
+        )
+        found = backwards.forecast(3)
+        assert found.times.equals(forwards.forecast(3).times)
+        np.testing.assert_allclose(found.mean, forwards.forecast(3).mean, rtol=1e-6)
+
+    @pytest.mark.parametrize("horizon", [None, "3", -np.inf, 1e300, 10**9, [3.0], [59.0]])
+    def test_refused_horizons(self, horizon: Any) -> None:
+        with pytest.raises(InputError, match="after the last one"):
+            fitted("matern32", max_iter=1, num_restarts=0).forecast(horizon)
+
+    def test_stamps_that_are_merged(self) -> None:
+        t = np.datetime64("2020-01-01T00:00:00", "ns") + np.array([0, 400, 2000, 5000])
+        with pytest.warns(DataWarning, match="taken as equal"):
+            TimeSeriesGP("matern32", time_unit="us", max_iter=1).fit(t, [1.0, 2.0, 1.0, 3.0])
+
 
 class TestDecompose:
     def test_terms_add_up(self) -> None:
@@ -332,6 +352,36 @@ class TestUpdate:
             np.testing.assert_allclose(model.predict(new), whole.predict(new), atol=1e-8)
         assert len(model.leave_one_out().mean) == 66
 
+    @pytest.mark.parametrize("missing", [np.array([np.nan]), [None], pd.array([pd.NA], "Float64")])
+    def test_a_missing_target_alone(self, missing: Any) -> None:
+        t, y = series(62)
+        model = TimeSeriesGP(KERNEL, max_iter=3, random_state=0).fit(t[:60], y[:60])
+        whole = refitted(model, t[[*range(60), 61]], y[[*range(60), 61]])
+        before = model.predict([61.0, 63.0], return_std=True)
+        model.update([60.0], missing)
+        np.testing.assert_allclose(model.predict([61.0, 63.0], return_std=True), before, rtol=1e-9)
+        np.testing.assert_array_equal(model.forecast(2).times, [61.0, 62.0])
+        with pytest.raises(InputError, match="before the last stamp 60"):
+            model.update([59.5], [1.0])
+        assert len(model.history()[1]) == 60
+        assert np.isnan(model.leave_one_out().mean[60:]).all()
+        model.update(t[61:], y[61:])
+        for new in ([61.0, 64.0], [10.0, 60.0]):
+            np.testing.assert_allclose(
+                model.predict(new, return_std=True), whole.predict(new, return_std=True), atol=1e-7
+            )
+
+    def test_missing_targets_alone_of_dates_and_counts(self) -> None:
+        data = monthly(50)
+        model = TimeSeriesGP("trend", likelihood="poisson", max_iter=2).fit(
+            data.index, np.arange(50.0), exposure=np.ones(50)
+        )
+        ahead = pd.date_range(data.index[-1], periods=4, freq="MS")[1:]
+        model.update(pd.Series(np.nan, ahead), exposure=np.ones(3))
+        assert str(model.forecast(1).times[0].date()) == "2005-06-01"
+        assert len(model.decompose().times) == 50
+        assert str(model.forecast(1).times[0].date()) == "2005-06-01"
+
     def test_the_last_stamp_again(self) -> None:
         t, y = series(61)
         model = TimeSeriesGP("matern32", max_iter=3).fit(t[:60], y[:60])
@@ -384,6 +434,9 @@ class TestUpdate:
             ([61.0], [np.inf], "infinite"),
             ([np.nan], [1.0], "NaN"),
             ([61.0], [1.0, 2.0], "2 values for 1 rows"),
+            ([61.0], [np.nan, np.nan], "2 values for 1 rows"),
+            ([61.0], ["nan"], "not numeric"),
+            ([61.0], [[1.0], [1.0, 2.0]], "y of TimeSeriesGP"),
             ([61.0], None, "got no y"),
             (["later"], [1.0], "neither dates nor numbers"),
         ],
