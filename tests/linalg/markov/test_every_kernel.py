@@ -76,7 +76,7 @@ def test_every_own_kernel_is_here() -> None:
     assert all(isinstance(build(), StateSpaceKernel) for build in OWN.values())
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 41])
+@pytest.mark.parametrize("rows", [1, 2, 3, 257])
 @pytest.mark.parametrize("name", KERNELS)
 def test_engines_equal_dense_formulas(name: str, rows: int) -> None:
     kernel, x, lam1, lam2 = problem(name, rows)
