@@ -29,8 +29,6 @@ class Knots:
     source : Tensor of int64, shape [*g, T]
         For every place of the merged sequence: number of a data row in order of time, or N plus the
         number of a new row.
-    num_data : int
-        Data rows N.
     old, new : Tensor of int64, shape [*g, N] and [*g, N_new]
         Places of the data rows in order of time, and of the new rows.
     """
@@ -38,7 +36,6 @@ class Knots:
     model: MarkovModel
     steps: Steps
     source: Tensor
-    num_data: int
     old: Tensor
     new: Tensor
 
@@ -149,7 +146,7 @@ def knots_at(prior: "StateSpacePrior", x: Tensor | None, groups: Tensor | None =
     steps, size = prior.steps, prior.steps.num_rows
     if x is None:
         places = torch.arange(size, device=prior.order.device)
-        return Knots(prior.model, steps, places, size, places, places[:0])
+        return Knots(prior.model, steps, places, places, places[:0])
     new_time = x[..., prior.time_dim]
     shape = torch.broadcast_shapes(steps.time.shape[:-1], new_time.shape[:-1])
     old_time = steps.time.expand(*shape, size)
@@ -168,7 +165,7 @@ def knots_at(prior: "StateSpacePrior", x: Tensor | None, groups: Tensor | None =
     if prior.form.needs_rows:
         rows = torch.cat([_sorted_rows(prior, shape), x.expand(*shape, *x.shape[-2:])], -2)
         model = prior.form.model(rows.gather(-2, source.unsqueeze(-1).expand_as(rows)))
-    return Knots(model, merged, source, size, place[..., :size], place[..., size:])
+    return Knots(model, merged, source, place[..., :size], place[..., size:])
 
 
 def _sorted_rows(prior: "StateSpacePrior", shape: torch.Size) -> Tensor:

@@ -138,10 +138,9 @@ class StateSpacePosterior(Posterior):
         """
         self._check_rows(x, joint, groups)
         if joint:
-            knots = knots_at(self.prior, x)
-            covariance = knots.covariance(*self._sorted)
-            mean = knots.at_new(knots.smooth(*self._sorted).mean)
-            return joint_normal(self.prior.gp.mean(x) + mean, covariance)
+            moments = self.predict(x)
+            assert isinstance(moments, Marginals)
+            return joint_normal(moments.mean, knots_at(self.prior, x).covariance(*self._sorted))
         if torch.is_grad_enabled() and self._needs_graph(x):
             knots = knots_at(self.prior, x, groups)
             smoothed = knots.smooth(*self._sorted)

@@ -14,7 +14,7 @@ from torch import Tensor
 from gpvi.exceptions import NumericalError, UnsupportedError
 from gpvi.linalg.markov._compiled import Passes, element
 
-__all__ = ["LogPartition", "Smooth", "prepare", "run_forward"]
+__all__ = ["LogPartition", "Smooth", "prepare", "refuse_graph", "run_forward"]
 
 # An imaginary step so small that its square vanishes: derivatives come out to full precision.
 _IMAGINARY = 1e-30
@@ -32,7 +32,7 @@ class LogPartition(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_graph()
+        refuse_graph()
         lam1, lam2, *tensors = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:]
         gradients = _Gradients(ctx.passes, lam1, lam2, tuple(tensors), wanted)
@@ -77,7 +77,7 @@ class Smooth(torch.autograd.Function):
         by_variance: Tensor | None,
         _: Any,
     ) -> tuple[Tensor | None, ...]:
-        _refuse_graph()
+        refuse_graph()
         lam1, lam2, mean, variance, *tensors = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:]
         gradients = _Gradients(ctx.passes, lam1, lam2, tuple(tensors), wanted)
@@ -94,12 +94,12 @@ class Smooth(torch.autograd.Function):
         return None, *gradients.collected()
 
 
-def _refuse_graph() -> None:
+def refuse_graph() -> None:
     """Say so instead of losing second derivatives in silence."""
     if torch.is_grad_enabled():
         raise UnsupportedError(
-            "The compiled passes are differentiable once, and create_graph=True asks for more; pass "
-            "engine='tensor'."
+            "This is differentiable once, and create_graph=True asks for more; functions that take an "
+            "engine are differentiable again with engine='tensor'."
         )
 
 

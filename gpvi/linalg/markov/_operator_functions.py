@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from linear_operator.operators import LinearOperator
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from gpvi.linalg.markov._adjoint import refuse_graph
 
 __all__ = ["InverseQuadratic", "Solve"]
 
@@ -21,8 +22,8 @@ class Solve(torch.autograd.Function):
         return solution
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_graph()
         solution, *representation = ctx.saved_tensors
         operator = _revived(ctx.tree, representation, ctx.needs_input_grad[2:])
         left = operator._solve(upstream)
@@ -40,8 +41,8 @@ class InverseQuadratic(torch.autograd.Function):
         return (rhs * solution).sum(-2)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_graph()
         solution, *representation = ctx.saved_tensors
         operator = _revived(ctx.tree, representation, ctx.needs_input_grad[2:])
         left = solution * upstream.unsqueeze(-2)

@@ -14,6 +14,8 @@ de Jong, P. (1989). Smoothing and interpolation with the state-space model. JASA
 import torch
 from torch import Tensor
 
+from gpvi.exceptions import NumericalError
+from gpvi.linalg.markov._semidefinite import semidefinite_cholesky
 from gpvi.linalg.markov._site_update import (
     SiteUpdate,
     check_proper,
@@ -26,6 +28,7 @@ from gpvi.linalg.markov.scan import Element, associative_scan, congruence
 
 __all__ = [
     "adjoint",
+    "conditional_step",
     "log_increments",
     "messages",
     "pad_back",
@@ -77,6 +80,36 @@ def messages(chain: Chain) -> tuple[Tensor, Tensor]:
     H = chain.readout
     own = H.mT @ chain.lam1, H.mT @ chain.lam2 @ H
     return own[0] + pad_back(eta[..., 1:, :, :]), own[1] + pad_back(J[..., 1:, :, :])
+
+
+def conditional_step(A: Tensor, Q: Tensor, J: Tensor) -> tuple[Tensor, Tensor]:
+    """How states move given the sites of their own row and all later ones.
+
+    Parameters
+    ----------
+    A, Q : Tensor, shape [*b, T, d, d]
+        Of the prior.
+    J : Tensor, shape [*b, T, d, d]
+        Precisions of the messages.
+
+    Returns
+    -------
+    transition : Tensor, shape [*b, T, d, d]
+        ``(I - R J) A``.
+    root : Tensor, shape [*b, T, d, d]
+        With ``root' root = R = C (I + C'J C)^-1 C'``, ``C C' = Q``, the conditional covariance.
+    """
+    C = semidefinite_cholesky(Q)
+    L, info = torch.linalg.cholesky_ex(identity(C) + C.mT @ J @ C)
+    if bool((info > 0).any()):
+        row = int((info > 0).nonzero()[0, -1])
+        raise NumericalError(
+            f"The posterior of the state at row {row} (in order of time) given the one before is no "
+            "Gaussian: its precision is not positive. Use sites of larger lam2, or look for NaN in "
+            "sites and hyperparameters."
+        )
+    root = torch.linalg.solve_triangular(L, C.mT, upper=False)
+    return A - root.mT @ (root @ (J @ A)), root
 
 
 def update_at(chain: Chain, covariance: Tensor) -> SiteUpdate:

@@ -13,11 +13,8 @@ wanted.
 import torch
 from torch import Tensor
 
-from gpvi.exceptions import NumericalError
-from gpvi.linalg.markov._semidefinite import semidefinite_cholesky
-from gpvi.linalg.markov._site_update import identity
 from gpvi.linalg.markov._tensor_chain import build_chain
-from gpvi.linalg.markov._tensor_passes import messages
+from gpvi.linalg.markov._tensor_passes import conditional_step, messages
 from gpvi.linalg.markov.operators import SemiseparableLinearOperator
 from gpvi.linalg.markov.scan import Element, associative_scan
 from gpvi.linalg.markov.smoothing import markov_marginals
@@ -70,11 +67,11 @@ def condition_last(
     j, w = (prior.sort(lam.unsqueeze(-1)).squeeze(-1) for lam in (lam1, lam2))
     mean = prior.unsort(markov_marginals(model, steps, j, w)[0].unsqueeze(-1)).squeeze(-1)
     chain = build_chain(model, steps, j, w)
-    transition, noise = _posterior_chain(chain.transition, chain.noise, messages(chain)[1])
+    transition, root = conditional_step(chain.transition, chain.noise, messages(chain)[1])
     first = prior.shape[-1] - count
     order = prior.order.expand(*transition.shape[:-2])
     wanted = order >= first
-    transition, noise = _jump(transition, noise, wanted)
+    transition, noise = _jump(transition, root.mT @ root, wanted)
     # A stable sort puts the wanted rows in front, in order of time.
     rows = torch.argsort((~wanted).to(torch.int8), dim=-1, stable=True)[..., :count]
     d = transition.shape[-1]
@@ -87,20 +84,6 @@ def condition_last(
         order.gather(-1, rows) - first,
     )
     return mean[..., first:], covariance
-
-
-def _posterior_chain(A: Tensor, Q: Tensor, J: Tensor) -> tuple[Tensor, Tensor]:
-    """Transitions and noise of the states given all sites."""
-    C = semidefinite_cholesky(Q)
-    L, info = torch.linalg.cholesky_ex(identity(C) + C.mT @ J @ C)
-    if bool((info > 0).any()):
-        row = int((info > 0).nonzero()[0, -1])
-        raise NumericalError(
-            f"The posterior of the state at row {row} (in order of time) given the one before is no "
-            "Gaussian: its precision is not positive. Use sites of larger lam2."
-        )
-    root = torch.linalg.solve_triangular(L, C.mT, upper=False)
-    return A - root.mT @ (root @ (J @ A)), root.mT @ root
 
 
 def _jump(transition: Tensor, noise: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

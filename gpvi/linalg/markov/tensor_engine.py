@@ -27,12 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpvi.exceptions import InputError, NumericalError
-from gpvi.linalg.markov._semidefinite import semidefinite_cholesky
-from gpvi.linalg.markov._site_update import identity
+from gpvi.exceptions import InputError
 from gpvi.linalg.markov._tensor_chain import Chain, build_chain
 from gpvi.linalg.markov._tensor_passes import (
     adjoint,
+    conditional_step,
     log_increments,
     messages,
     pad_front,
@@ -238,17 +237,7 @@ def tensor_sample(
             f"dimension {model.dimension} it must be [S, *b, {steps.num_rows}, {model.dimension}]."
         )
     eta, J = messages(chain)
-    C = semidefinite_cholesky(Q)
-    L, info = torch.linalg.cholesky_ex(identity(C) + C.mT @ J @ C)
-    if bool((info > 0).any()):
-        row = int((info > 0).nonzero()[0, -1])
-        raise NumericalError(
-            f"The posterior of the state at row {row} given the one before is no Gaussian: its "
-            "precision is not positive, so there is nothing to sample. Use sites of larger lam2, or "
-            "look for NaN in sites and hyperparameters."
-        )
-    root = torch.linalg.solve_triangular(L, C.mT, upper=False)
-    Phi = A - root.mT @ (root @ (J @ A))
+    Phi, root = conditional_step(A, Q, J)
     shift = root.mT @ (root @ eta + normals.unsqueeze(-1))
     return associative_scan(affine, (Phi, shift))[1].squeeze(-1)
 

@@ -418,3 +418,15 @@ def test_operators_can_be_pickled_and_copied(dense: ModuleType) -> None:
         for other in (pickle.loads(pickle.dumps(one)), copy.deepcopy(one)):
             assert type(other) is type(one)
             assert torch.equal(other.to_dense(), one.to_dense())
+
+
+def test_second_derivatives_of_solves_are_refused_not_lost() -> None:
+    time = torch.linspace(0, 1, 4, dtype=torch.float64)
+    rate = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    noise = matern_noise(1) * torch.ones_like(rate)
+    model = MarkovModel((CascadeBlock(1, rate, noise, stationary_cascade(1, noise)),))
+    ones = torch.ones(4, 1, dtype=torch.float64)
+    noisy = SemiseparableLinearOperator.from_model(model, time).add_diagonal(ones[:, 0])
+    for value in (noisy.inv_quad(ones), noisy.solve(ones).sum()):
+        with pytest.raises(UnsupportedError, match="create_graph"):
+            torch.autograd.grad(value, rate, create_graph=True)
