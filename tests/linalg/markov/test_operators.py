@@ -14,7 +14,12 @@ from linear_operator.test.linear_operator_test_case import (
 )
 from torch import Tensor
 
-from gpvi.exceptions import InputError, NotPositiveDefiniteError, NumericalError
+from gpvi.exceptions import (
+    InputError,
+    NotPositiveDefiniteError,
+    NumericalError,
+    UnsupportedError,
+)
 from gpvi.linalg.markov import _sweeps
 from gpvi.linalg.markov._sweeps import sweep
 from gpvi.linalg.markov.blocks import CascadeBlock, matern_noise, stationary_cascade
