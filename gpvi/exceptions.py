@@ -6,6 +6,7 @@ Every error says what was wrong, the offending value or shape, and what to do ab
 from sklearn.exceptions import ConvergenceWarning as _SklearnConvergenceWarning
 
 __all__ = [
+    "AccuracyWarning",
     "ConvergenceWarning",
     "DataWarning",
     "EngineWarning",
@@ -74,6 +75,10 @@ class PriorCollapseWarning(GPVIWarning):
 
 class EngineWarning(GPVIWarning):
     """A compiled engine is not available; the slower tensor engine serves instead."""
+
+
+class AccuracyWarning(GPVIWarning):
+    """An approximation is used where it is known to be poor; the message says what else to try."""
 
 
 class DataWarning(GPVIWarning):

@@ -16,6 +16,7 @@ from gpvi.kernels.hamming import HammingKernel
 from gpvi.kernels.hida_matern import HidaMaternKernel, HidaMaternMixture
 from gpvi.kernels.initialization import set_lengthscales
 from gpvi.kernels.integrated_wiener import IntegratedWienerKernel
+from gpvi.kernels.lengthscales import column_lengthscales
 from gpvi.kernels.linear import LinearKernel
 from gpvi.kernels.markov_kernel import MarkovKernel
 from gpvi.kernels.matern import HalfIntegerMaternKernel
@@ -56,6 +57,7 @@ __all__ = [
     "StationaryForm",
     "WhiteKernel",
     "as_state_space",
+    "column_lengthscales",
     "draw_features",
     "from_sklearn",
     "has_state_space",

@@ -14,6 +14,10 @@ from gpvi.approximations.plan import GroupIndex, Plan
 from gpvi.approximations.posterior import Posterior
 from gpvi.approximations.selection import SELECTION_METHODS, select_inducing_points
 from gpvi.approximations.sites import Sites, SiteSpace
+from gpvi.approximations.sparse_inverse import SparseInverseCholesky, SparseInversePlan
+from gpvi.approximations.sparse_inverse_posterior import SparseInversePosterior
+from gpvi.approximations.sparse_inverse_prior import SparseInversePrior
+from gpvi.approximations.sparse_inverse_rows import SparseInverseRows
 from gpvi.approximations.state_space import StateSpace, StateSpacePlan
 from gpvi.approximations.state_space_posterior import StateSpacePosterior
 from gpvi.approximations.state_space_prior import StateSpacePrior
@@ -42,6 +46,11 @@ __all__ = [
     "ResidualDraw",
     "SiteSpace",
     "Sites",
+    "SparseInverseCholesky",
+    "SparseInversePlan",
+    "SparseInversePosterior",
+    "SparseInversePrior",
+    "SparseInverseRows",
     "StateSpace",
     "StateSpacePlan",
     "StateSpacePosterior",

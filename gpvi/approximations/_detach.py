@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from gpvi.approximations.plan import IndexStructure
 from gpvi.approximations.sites import Sites
 
 DataclassT = TypeVar("DataclassT")
@@ -13,7 +14,8 @@ DataclassT = TypeVar("DataclassT")
 def detached(value: DataclassT, memo: dict[int, Any] | None = None) -> DataclassT:
     """Copy a tree of dataclasses, detaching tensors and snapshots and dropping lazy attributes.
 
-    Parts that are shared in the tree stay shared in the copy.
+    Lazy tensors that a class names in ``carried`` go along. Parts that are shared in the tree stay shared in
+    the copy.
     """
     if not dataclasses.is_dataclass(value):
         raise TypeError(f"{type(value).__name__} is not a dataclass.")
@@ -22,11 +24,17 @@ def detached(value: DataclassT, memo: dict[int, Any] | None = None) -> Dataclass
         changes = {}
         for field in dataclasses.fields(value):
             item = getattr(value, field.name)
+            if isinstance(item, IndexStructure):
+                continue  # numbers only, with lazy attributes worth keeping
             if isinstance(item, Tensor | Sites) or hasattr(item, "snapshot"):
                 if id(item) not in memo:
                     memo[id(item)] = item.detach()
                 changes[field.name] = memo[id(item)]
             elif dataclasses.is_dataclass(item):
                 changes[field.name] = detached(item, memo)
-        memo[id(value)] = dataclasses.replace(value, **changes)  # type: ignore[type-var]
+        copy: Any = dataclasses.replace(value, **changes)  # type: ignore[type-var]
+        for name in getattr(value, "carried", ()):
+            if name in vars(value):
+                vars(copy)[name] = vars(value)[name].detach()
+        memo[id(value)] = copy
     return memo[id(value)]

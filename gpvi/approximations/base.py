@@ -49,6 +49,10 @@ class Prior(ABC):
     #: Spaces in which :meth:`condition` accepts sites.
     site_spaces: tuple[SiteSpace, ...] = ("data",)
 
+    #: Whether q is exactly prior times sites. Where it is not, fixed points of natural-gradient steps are
+    #: maxima of the bound only nearly, and gradients with q held are nearly total ones.
+    exact_conditioning: bool = True
+
     @property
     @abstractmethod
     def mean(self) -> Tensor:
@@ -212,11 +216,18 @@ class Approximation(torch.nn.Module, ABC):
         True if the basis does not grow with the data, so that sites can be tied to it.
     subset_warm_start : bool
         True if hyperparameters fitted to a subset of the rows are a good start for all of them.
+    exact_conditioning : bool
+        As of its priors.
+    row_minibatches : bool
+        True if objectives are sums over rows given few others each, so that minibatches of rows estimate
+        them although a prior needs whole data.
     """
 
     whole_data: bool = True
     finite_basis: bool = False
+    row_minibatches: bool = False
     subset_warm_start: bool = True
+    exact_conditioning: bool = True
 
     def initialize(
         self, gp: GaussianProcessLike, x: Tensor, generator: torch.Generator | None = None
@@ -260,6 +271,63 @@ class Approximation(torch.nn.Module, ABC):
         """
         return Plan.build(x, groups)
 
+    def refresh_period(self, gp: GaussianProcessLike, x: Tensor) -> int | None:
+        """Iterations of an optimiser after which :meth:`refresh` should be asked.
+
+        Parameters
+        ----------
+        gp : GaussianProcessLike
+            The process.
+        x : Tensor, shape [*g, N, D]
+            Data inputs.
+
+        Returns
+        -------
+        int or None
+            None (the default) for plans that cannot change with hyperparameters.
+        """
+        return None
+
+    def refresh(self, gp: GaussianProcessLike, plan: Plan) -> Plan:
+        """The plan to go on with, for plans that depend on hyperparameters; by default the same.
+
+        Parameters
+        ----------
+        gp : GaussianProcessLike
+            The process.
+        plan : Plan
+            In use.
+
+        Returns
+        -------
+        Plan
+            The same object if nothing changes.
+        """
+        return plan
+
+    def sample_terms(
+        self, gp: GaussianProcessLike, plan: Plan, number: int, generator: torch.Generator
+    ) -> Tensor | None:
+        """Some terms of a :meth:`collapsed_objective` that is a sum, drawn uniformly.
+
+        Parameters
+        ----------
+        gp : GaussianProcessLike
+            The process.
+        plan : Plan
+            Of the data.
+        number : int
+            How many.
+        generator : torch.Generator
+            Source of randomness, on the CPU.
+
+        Returns
+        -------
+        Tensor or None
+            None (the default) where the objective is no sum of many more terms than that.
+        """
+        return None
+
     def collapsed_objective(
         self,
         gp: GaussianProcessLike,
@@ -269,6 +337,8 @@ class Approximation(torch.nn.Module, ABC):
         *,
         tighter: bool,
         copies: Tensor | None = None,
+        plan: Plan | None = None,
+        terms: Tensor | None = None,
     ) -> Tensor | None:
         """Bound of a Gaussian likelihood as one operation, where the approximation has one.
 
@@ -286,12 +356,16 @@ class Approximation(torch.nn.Module, ABC):
             Whether to use the tightened bound.
         copies : Tensor, shape [N], optional
             How many rows with independent residuals each row stands for in the tightened bound.
+        plan : Plan, optional
+            From :meth:`plan` for these inputs, where the approximation has use for it.
+        terms : Tensor, optional
+            From :meth:`sample_terms`, where the approximation has any: estimate the objective from these.
 
         Returns
         -------
         Tensor, shape [*b], or None
             Total nats; None (the default) sends fits through :meth:`prior` and its sites, which gives
-            the same value at a higher price.
+            the same value at a higher price (or, where the approximation says so, another one).
         """
         return None
 

@@ -65,6 +65,8 @@ class Exact(Approximation):
         *,
         tighter: bool,
         copies: Tensor | None = None,
+        plan: Plan | None = None,
+        terms: Tensor | None = None,
     ) -> Tensor:
         """Log evidence of a Gaussian likelihood in one operation with an analytic adjoint.
 
@@ -82,6 +84,10 @@ class Exact(Approximation):
             No difference here: nothing is left open.
         copies : Tensor, shape [N], optional
             No difference here either.
+        plan : Plan, optional
+            Nor here.
+        terms : None
+            There are none.
 
         Returns
         -------

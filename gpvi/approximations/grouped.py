@@ -52,6 +52,11 @@ class GroupedPrior(Prior):
         return self.inner.site_spaces
 
     @property
+    def exact_conditioning(self) -> bool:  # type: ignore[override]
+        """Whether q is exactly prior times sites."""
+        return self.inner.exact_conditioning
+
+    @property
     def mean(self) -> Tensor:
         """Prior mean at the flat rows, shape [*b, N]."""
         return self.index.flatten(self.inner.mean)

@@ -140,6 +140,8 @@ class InducingPoints(Approximation):
         *,
         tighter: bool,
         copies: Tensor | None = None,
+        plan: Plan | None = None,
+        terms: Tensor | None = None,
     ) -> Tensor:
         """Gaussian-likelihood bound in one operation with an analytic adjoint.
 
@@ -157,6 +159,10 @@ class InducingPoints(Approximation):
             Whether to use the tightened bound of Titsias (2025).
         copies : Tensor, shape [N], optional
             How many rows with independent residuals each row stands for in the tightened bound.
+        plan : Plan, optional
+            No difference here.
+        terms : None
+            There are none.
 
         Returns
         -------

@@ -15,6 +15,10 @@ from gpvi.exceptions import InputError
 __all__ = ["GroupIndex", "Plan"]
 
 
+class IndexStructure:
+    """Marks dataclasses that hold row numbers only: off the graph they are what they were on it."""
+
+
 @dataclass(frozen=True, eq=False)
 class GroupIndex:
     """Where every row of flat groups goes in a padded rectangle.

@@ -42,6 +42,11 @@ class Posterior(ABC):
     sites: Sites
 
     @property
+    def kl_is_whole(self) -> bool:
+        """Whether :meth:`kl` stands for all data, also where the rows at hand are a minibatch."""
+        return self.sites.on != "data"
+
+    @property
     @abstractmethod
     def log_partition(self) -> Tensor:
         """``log E_prior[exp(sum log t)]``, total."""

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from gpvi.approximations._gather import take_last
 from gpvi.approximations._lazy import on_graph
 from gpvi.approximations.base import Prior
 from gpvi.approximations.gaussian_process import GaussianProcessLike
@@ -103,7 +104,7 @@ class StateSpacePrior(Prior):
         Tensor, shape [*s, N]
             In order of time, batch dims broadcast with those of the inputs.
         """
-        return values if self.in_order else _gather(values, self.order)
+        return values if self.in_order else take_last(values, self.order)
 
     def unsort(self, values: Tensor) -> Tensor:
         """Inverse of :meth:`sort`.
@@ -118,7 +119,7 @@ class StateSpacePrior(Prior):
         Tensor, shape [*s, N]
             In the order of the rows.
         """
-        return values if self.in_order else _gather(values, self._inverse)
+        return values if self.in_order else take_last(values, self._inverse)
 
     @cached_property
     def _inverse(self) -> Tensor:
@@ -242,10 +243,3 @@ class StateSpacePrior(Prior):
 
     def _condition(self, sites: Sites) -> StateSpacePosterior:
         return StateSpacePosterior(self, sites)
-
-
-def _gather(values: Tensor, index: Tensor) -> Tensor:
-    if index.dim() == 1:
-        return values[..., index]
-    shape = torch.broadcast_shapes(values.shape, index.shape)
-    return values.expand(shape).gather(-1, index.expand(shape))

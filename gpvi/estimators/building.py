@@ -3,23 +3,32 @@
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import gpytorch
 import torch
 from gpytorch.kernels import (
+    ConstantKernel,
     Kernel,
+    MaternKernel,
     ProductKernel,
     RBFKernel,
     ScaleKernel,
     SpectralMixtureKernel,
 )
 
-from gpvi.approximations import Approximation, Exact, InducingPoints, StateSpace
+from gpvi.approximations import (
+    Approximation,
+    Exact,
+    InducingPoints,
+    SparseInverseCholesky,
+    StateSpace,
+)
 from gpvi.estimators.inputs import InputColumns
 from gpvi.estimators.validation import check_integer
 from gpvi.exceptions import InputError, UnsupportedError
-from gpvi.kernels import HammingKernel, as_state_space, parse_kernel
+from gpvi.kernels import HammingKernel, as_state_space, column_lengthscales, parse_kernel
 
 __all__ = [
     "ApproximationChoice",
@@ -41,6 +50,14 @@ _FEW_STATES = 15
 _SWEEPS = 5
 
 _DEFAULT_INDUCING = 512
+
+# Neighbours carry nearly everything in so few columns, for kernels that are no smoother than Matern-5/2.
+_FEW_COLUMNS = 3
+
+
+_WITHOUT_POINTS: Mapping[str, type[Approximation]] = MappingProxyType(
+    {"exact": Exact, "state_space": StateSpace, "sic": SparseInverseCholesky}
+)
 
 
 def build_kernel(
@@ -182,7 +199,7 @@ def choose(
 
     Parameters
     ----------
-    spec : {"auto", "exact", "state_space", "inducing"} or Approximation
+    spec : {"auto", "exact", "state_space", "inducing", "sic"} or Approximation
         An object is copied.
     kernel : gpytorch.kernels.Kernel
         Over the inputs.
@@ -220,18 +237,19 @@ def choose(
     if name == "auto":
         asked = num_inducing is not None or batch_size is not None
         states = None if asked or num_features > 1 else exact_states(kernel)
-        name, reason = _cheapest(num_rows, batch_size, gaussian, num_latents, states)
-    if name in ("exact", "state_space"):
+        local = not asked and has_local_neighbors(kernel, num_features)
+        name, reason = _cheapest(num_rows, batch_size, gaussian, num_latents, states, local)
+    if name is not None and name in _WITHOUT_POINTS:
         if name == "state_space":
             _check_state_space(kernel, num_features)
         unused = "" if num_inducing is None else f"; num_inducing={num_inducing} is not used"
-        return ApproximationChoice(Exact() if name == "exact" else StateSpace(), reason + unused)
+        return ApproximationChoice(_WITHOUT_POINTS[name](), reason + unused)
     if name == "inducing":
         size = _DEFAULT_INDUCING if num_inducing is None else num_inducing
         return ApproximationChoice(InducingPoints(int(size)), reason)
     raise InputError(
-        f"approximation is {spec!r}; pass 'auto', 'exact', 'state_space', 'inducing' or an Approximation "
-        "object."
+        f"approximation is {spec!r}; pass 'auto', 'exact', 'state_space', 'inducing', 'sic' or an "
+        "Approximation object."
     )
 
 
@@ -241,6 +259,7 @@ def _cheapest(
     gaussian: bool,
     num_latents: int,
     states: int | None,
+    local: bool,
 ) -> tuple[str, str]:
     """Name and reason of the approximation that "auto" takes."""
     limit = exact_limit(gaussian, num_latents)
@@ -255,6 +274,11 @@ def _cheapest(
             )
     if num_rows <= limit:
         return "exact", f"auto: {num_rows} rows are at most {limit}"
+    if local:
+        return "sic", (
+            f"auto: {num_rows} rows are more than {limit}, in at most {_FEW_COLUMNS} columns and with a "
+            "rough kernel: every value given its nearest neighbours"
+        )
     return "inducing", f"auto: {num_rows} rows are more than {limit}"
 
 
@@ -278,6 +302,34 @@ def exact_states(kernel: Kernel) -> int | None:
         return as_state_space(kernel).dimension
     except UnsupportedError:
         return None
+
+
+def has_local_neighbors(kernel: Kernel, num_features: int) -> bool:
+    """Whether some tens of neighbours carry nearly all that other values say.
+
+    Parameters
+    ----------
+    kernel : gpytorch.kernels.Kernel
+        Over the inputs.
+    num_features : int
+        Columns D.
+
+    Returns
+    -------
+    bool
+        In at most three columns, each with a lengthscale, and for Matern kernels: smoother ones look further
+        than their neighbours, and periodic or non-stationary ones elsewhere.
+    """
+    if num_features > _FEW_COLUMNS:
+        return False
+    leaves = [
+        part
+        for part in kernel.modules()
+        if isinstance(part, Kernel) and not any(True for _ in part.sub_kernels())
+    ]
+    if not all(isinstance(part, MaternKernel | ConstantKernel) for part in leaves):
+        return False
+    return bool(torch.isfinite(column_lengthscales(kernel, num_features)).all())
 
 
 def _check_state_space(kernel: Kernel, num_features: int) -> None:

@@ -44,9 +44,10 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
     likelihood : {"auto", "probit", "logit", "softmax"} or a likelihood
         "auto" is "probit" for two classes and "softmax" for more. An object, of gpvi or GPyTorch, is copied;
         its classes are coded 0, 1, ...
-    approximation : {"auto", "exact", "state_space", "inducing"} or Approximation
-        "auto" is exact up to 1,170 rows (fewer for more than two classes) and uses inducing points above;
-        with one numeric column and a kernel that has an exact state-space form it takes that above 292 rows
+    approximation : {"auto", "exact", "state_space", "sic", "inducing"} or Approximation
+        "auto" is exact up to 1,170 rows (fewer for more than two classes). More rows: neighbours ("sic", a
+        sparse inverse Cholesky factor) in at most three columns with a Matern kernel, else inducing points.
+        With one numeric column and a kernel that has an exact state-space form it takes that above 292 rows
         (more for kernels of many states): the same in linear time. "state_space" also takes an RBF kernel,
         by a process of finite order. An object is copied; inducing inputs that it holds are in the units
         of X.

@@ -40,8 +40,9 @@ class GPCountRegressor(RegressorMixin, RegressionEstimator):
         Prior mean of the log rate.
     likelihood : {"auto", "poisson"} or a likelihood
         "auto" is "poisson". An object, of gpvi or GPyTorch, is copied.
-    approximation : {"auto", "exact", "state_space", "inducing"} or Approximation
-        "auto" is exact up to 1,170 rows and uses inducing points above; with one numeric column and a kernel
+    approximation : {"auto", "exact", "state_space", "sic", "inducing"} or Approximation
+        "auto" is exact up to 1,170 rows. More rows: neighbours ("sic", a sparse inverse Cholesky factor) in
+        at most three columns with a Matern kernel, else inducing points. With one numeric column and a kernel
         that has an exact state-space form it takes that above 292 rows (more for kernels of many states):
         the same in linear time. "state_space" also takes an RBF kernel, by a process of finite order. An
         object is copied; inducing inputs that it holds are in the units of X.

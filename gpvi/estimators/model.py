@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from gpvi._warnings import warn
-from gpvi.approximations import Marginals, Paths, Posterior, StateSpacePosterior, sample_paths
+from gpvi.approximations import (
+    Marginals,
+    Paths,
+    Posterior,
+    SparseInversePosterior,
+    StateSpacePosterior,
+    sample_paths,
+)
 from gpvi.estimators.drawing import draw_latent
 from gpvi.estimators.scaling import Standardizer
 from gpvi.estimators.validation import check_row_names
@@ -24,7 +31,7 @@ from gpvi.likelihoods import (
 
 __all__ = ["FittedModel", "label_densities", "normalised"]
 
-# Covariances of so many rows with the basis fit into memory; a state-space form needs none.
+# Covariances of so many rows with the basis fit into memory; a state-space form or neighbours need none.
 _PREDICTION_ROWS = 4_096
 _PREDICTION_STEPS = 65_536
 
@@ -371,7 +378,7 @@ class FittedModel:
 
     @property
     def _piece(self) -> int:
-        linear = isinstance(self.posterior, StateSpacePosterior)
+        linear = isinstance(self.posterior, StateSpacePosterior | SparseInversePosterior)
         return _PREDICTION_STEPS if linear else _PREDICTION_ROWS
 
     def _extras(self, model: Likelihood, rows: "Rows", part: slice, size: int) -> dict[str, Tensor]:

@@ -33,11 +33,12 @@ class GPRegressor(RegressorMixin, RegressionEstimator):
         Prior mean.
     likelihood : {"auto", "gaussian", "student_t"} or a likelihood
         "auto" is "gaussian". An object, of gpvi or GPyTorch, is copied.
-    approximation : {"auto", "exact", "state_space", "inducing"} or Approximation
-        "auto" is exact up to 2,000 rows (1,170 for a likelihood that is not Gaussian) and uses inducing
-        points above; with one numeric column and a kernel that has an exact state-space form it takes that
-        above 500 rows (292; more for kernels of many states): exact too, in linear time. "state_space" also
-        takes an RBF kernel, by a process of finite order. An object is copied; inducing inputs that it
+    approximation : {"auto", "exact", "state_space", "sic", "inducing"} or Approximation
+        "auto" is exact up to 2,000 rows (1,170 for a likelihood that is not Gaussian). More rows: neighbours
+        ("sic", a sparse inverse Cholesky factor) in at most three columns with a Matern kernel, else
+        inducing points. With one numeric column and a kernel that has an exact state-space form it takes
+        that above 500 rows (292; more for kernels of many states): exact too, in linear time. "state_space"
+        also takes an RBF kernel, by a process of finite order. An object is copied; inducing inputs that it
         holds are in the units of X.
     num_inducing : int, optional
         Inducing points of "inducing" (fewer if the data hold fewer distinct rows); 512 if left out.

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpvi.approximations import Marginals, Posterior, StateSpacePrior
+from gpvi.approximations import Marginals, Posterior, SparseInversePrior, StateSpacePrior
 from gpvi.estimators.fitting import FitOutcome
 from gpvi.estimators.inputs import InputColumns
 from gpvi.estimators.model import FittedModel, label_densities, normalised
@@ -305,6 +305,12 @@ def _describe(posterior: Posterior) -> str:
     name = type(prior).__name__.removesuffix("Prior")
     if isinstance(prior, StateSpacePrior):
         return f"{name} with {prior.form.dimension} states"
+    if isinstance(prior, SparseInversePrior):
+        number = prior.geometry.neighbors.shape[-1]
+        return (
+            f"{name}Cholesky with {number} neighbours at {prior.num_basis} locations of "
+            f"{prior.x.shape[-2]} rows"
+        )
     return f"{name} with {prior.num_basis} basis values"
 
 

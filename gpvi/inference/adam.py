@@ -80,6 +80,7 @@ def maximize_by_adam(
     started = time.perf_counter() if started is None else started
     with unchanged_on_error(problem.modules.values()):
         evaluator = Evaluator(problem, stage, history, callbacks, log, started)
+        evaluator.tolerance = tolerance
         if not evaluator.vector.size:
             return start_only(evaluator)
         adam = _Adam(evaluator, learning_rate, tolerance)
@@ -91,7 +92,7 @@ def maximize_by_adam(
                 converged, message = False, stuck
             stopped = False
         except Stopped as stop:
-            converged, message, stopped = False, str(stop), stop.asked
+            converged, message, stopped = stop.converged, str(stop), stop.asked
         evaluator.move_to(evaluator.best_point)
         return Ascent(evaluator.best, adam.steps, converged, message, stopped)
 

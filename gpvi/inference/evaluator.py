@@ -26,6 +26,10 @@ __all__ = ["Ascent", "Evaluation", "Evaluator", "Stopped", "start_only"]
 
 _MAX_FAILURES = 15
 
+# Where gradients are only nearly those of the objective, so many evaluations without a gain end the ascent:
+# line searches would go on for the last digits.
+_MAX_IDLE = 5
+
 # CVI stops at this fraction of what the last better point gained, at most at so many nats per row.
 _INNER_GAIN = 0.1
 _LOOSEST = 5e-5
@@ -73,11 +77,13 @@ class Stopped(Exception):
         Why.
     asked : bool
         Whether a callback asked to stop.
+    converged : bool
+        Whether there is nothing more to gain.
     """
 
-    def __init__(self, message: str, asked: bool = False) -> None:
+    def __init__(self, message: str, asked: bool = False, converged: bool = False) -> None:
         super().__init__(message)
-        self.asked = asked
+        self.asked, self.converged = asked, converged
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +149,9 @@ class Evaluator:
         self.best_evaluation = Evaluation(-math.inf, np.zeros(self.vector.size))
         self.failures = 0
         self.count = 0
+        #: Nats per row of weight one that count as a gain.
+        self.tolerance = 0.0
+        self._mark, self._idle = -math.inf, 0
         self._gain = math.inf
         self._reason = ""
         self._stage, self._history, self._callbacks = stage, history, callbacks
@@ -186,7 +195,23 @@ class Evaluator:
         self._report(result)
         if self.failures >= _MAX_FAILURES:
             raise Stopped(self.complaint())
+        self._stop_if_idle(result)
         return result
+
+    def _stop_if_idle(self, result: Evaluation) -> None:
+        """End the ascent where only nearly exact gradients could lead on."""
+        if self.problem.exact_gradient:
+            return
+        if result.value > self._mark + self.tolerance * self.total_weight:
+            self._mark, self._idle = result.value, 0
+            return
+        self._idle += 1
+        if self._idle >= _MAX_IDLE:
+            raise Stopped(
+                f"{_MAX_IDLE} evaluations gained less than {self.tolerance:g} nats per row, as far as gradients "
+                "with q held can tell",
+                converged=True,
+            )
 
     def move_to(self, point: np.ndarray) -> None:
         """Write the parameter values of a point into the modules."""

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from gpvi.approximations import Approximation, GaussianProcess, InducingPoints
 from gpvi.exceptions import InputError, UnsupportedError
-from gpvi.inference.adam import maximize_by_adam
 from gpvi.inference.checkpoint import EvaluationLog, fingerprint, module_settings
 from gpvi.inference.coordinates import Curvature
 from gpvi.inference.evaluator import Ascent
@@ -23,14 +22,13 @@ from gpvi.inference.parameters import unchanged_on_error
 from gpvi.inference.problem import FitProblem
 from gpvi.inference.records import Callback, FitRecord, FitResult
 from gpvi.inference.reports import warn_about
+from gpvi.inference.rounds import ascend_in_rounds
 from gpvi.likelihoods import as_likelihood
 
 __all__ = ["OPTIMIZERS", "WarmStart", "fit"]
 
 #: Names of the optimisers of :func:`fit`.
 OPTIMIZERS = ("auto", "lbfgs", "adam")
-
-_STAGE = "full batch"
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,9 @@ class WarmStart:
         Fixed inducing rows on the subset.
     max_evaluations : int
         Objective evaluations on the subset.
+    num_terms : int
+        Terms that stand for all where the objective is a sum of at least four times as many (the evidence of
+        the responses of SparseInverseCholesky): these replace the subset.
 
     Raises
     ------
@@ -56,6 +57,7 @@ class WarmStart:
     num_rows: int = 1_500
     num_inducing: int = 256
     max_evaluations: int = 60
+    num_terms: int = 5_000
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -88,7 +90,8 @@ def fit(
     r"""Fit hyperparameters, structure parameters and q to data; the modules are trained in place.
 
     Without ``batch_size``: L-BFGS (or Adam) on the objective of all rows, with q at its optimum inside.
-    With it: natural-gradient steps for q and Adam for the rest on minibatches.
+    With it: natural-gradient steps for q and Adam for the rest on minibatches; for approximations that are
+    sums over rows, Adam for all, starting from q at its optimum.
 
     Parameters
     ----------
@@ -121,7 +124,7 @@ def fit(
     learning_rate : float
         Step size of Adam.
     natural_step_size : float
-        Step size of q in the minibatch fit.
+        Step size of q in the minibatch fit, where it has one.
     generator : torch.Generator, optional
         Source of randomness on the CPU; unseeded if left out.
     callbacks : sequence of callable
@@ -248,31 +251,19 @@ def _full_batch(
 ) -> FitResult:
     """Ascend on all rows: by Adam if there is a learning rate, else by L-BFGS."""
     ascent = Ascent(math.nan, 0, False, "no iterations after the warm start")
-    if max_iter and learning_rate is not None:
-        ascent = maximize_by_adam(
+    if max_iter:
+        ascent = ascend_in_rounds(
             problem,
-            stage=_STAGE,
             max_iter=max_iter,
             tolerance=tolerance,
             learning_rate=learning_rate,
             history=run.history,
             callbacks=run.callbacks,
-            log=run.log(),
-            started=run.started,
-        )
-    elif max_iter:
-        ascent = maximize(
-            problem,
-            stage=_STAGE,
-            max_iter=max_iter,
-            max_evaluations=None,
-            tolerance=tolerance,
-            history=run.history,
-            callbacks=run.callbacks,
-            log=run.log(),
+            log=run.log,
             started=run.started,
             curvature=curvature,
         )
+        problem.refresh()
     outcome = problem.infer()
     return FitResult(
         outcome.posterior.detach(),
@@ -288,9 +279,13 @@ def _full_batch(
 
 def _warm_start(problem: FitProblem, options: WarmStart | None, run: _Run) -> Ascent | None:
     """Train hyperparameters on a subset, where that makes sense."""
+    if options is None:
+        return None
+    terms = problem.sample_terms(options.num_terms, run.generator)
+    if terms is not None:
+        return _ascend_first(problem.on_terms(terms), options, run)
     if (
-        options is None
-        or problem.plan.groups is not None
+        problem.plan.groups is not None
         or problem.x.dim() > 2
         or not problem.approximation.subset_warm_start
         or len(problem.observed) < 2 * options.num_rows
@@ -301,8 +296,13 @@ def _warm_start(problem: FitProblem, options: WarmStart | None, run: _Run) -> As
     order = torch.randperm(len(observed), generator=run.generator)[: options.num_rows]
     chosen = observed[order.to(observed.device)]
     points = problem.x[chosen[: options.num_inducing]]
+    subset = problem.take(chosen, InducingPoints(inducing_points=points, learn=False))
+    return _ascend_first(subset, options, run)
+
+
+def _ascend_first(problem: FitProblem, options: WarmStart, run: _Run) -> Ascent:
     return maximize(
-        problem.take(chosen, InducingPoints(inducing_points=points, learn=False)),
+        problem,
         stage="warm start",
         max_iter=options.max_evaluations,
         max_evaluations=options.max_evaluations,
@@ -379,6 +379,15 @@ def _check_minibatch(problem: FitProblem, batch_size: int) -> None:
     if not isinstance(batch_size, Integral) or batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; it must be an integer of at least 1.")
     name = type(problem.approximation).__name__
+    if problem.plan.groups is not None:
+        raise UnsupportedError("batch_size and groups: minibatches of rows would cut groups apart.")
+    if problem.approximation.row_minibatches:
+        if problem.x.dim() > 2:
+            raise UnsupportedError(
+                f"batch_size, {name} and x of shape {tuple(problem.x.shape)}: rows are drawn from one data "
+                "set of shape [N, D]; leave batch_size out."
+            )
+        return
     if problem.approximation.whole_data:
         raise UnsupportedError(
             f"batch_size and {name}: this approximation needs whole data; use InducingPoints, or leave "
@@ -389,8 +398,6 @@ def _check_minibatch(problem: FitProblem, batch_size: int) -> None:
             f"batch_size and {name}: its sites belong to rows and cannot be tied to a basis; leave "
             "batch_size out."
         )
-    if problem.plan.groups is not None:
-        raise UnsupportedError("batch_size and groups: minibatches of rows would cut groups apart.")
 
 
 def _digest(

@@ -127,6 +127,7 @@ def maximize(
     started = time.perf_counter() if started is None else started
     with unchanged_on_error(problem.modules.values()):
         evaluator = Evaluator(problem, stage, history, callbacks, log, started, curvature)
+        evaluator.tolerance = tolerance
         if not evaluator.vector.size:
             return start_only(evaluator)
         return _ascend(evaluator, max_iter, max_evaluations, tolerance)
@@ -171,7 +172,7 @@ def _ascend(
             curvature=evaluator.learned(result.hess_inv),
         )
     except Stopped as stop:
-        ascent = Ascent(evaluator.best, progress.iterations, False, str(stop), stop.asked)
+        ascent = Ascent(evaluator.best, progress.iterations, stop.converged, str(stop), stop.asked)
     evaluator.move_to(evaluator.best_point)
     return ascent
 

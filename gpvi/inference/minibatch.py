@@ -1,14 +1,11 @@
-r"""Minibatch fitting: tied natural-gradient sites for q, Adam for everything else.
+"""Minibatch fitting: what a batch says moves q and, by Adam, everything else.
 
-The sites live on the inducing values (:math:`\lambda_1 \in R^M, \Lambda_2 \in R^{M \times M}`), so they
-outlive the minibatch that updated them. Every step scores q on a fresh minibatch *before* that minibatch
-changes q - scoring q on the rows that it was just fitted to would overstate the bound - and then moves
-the sites towards N/B times the minibatch's duals.
+:class:`Minibatcher` draws batches without replacement, takes the steps, goes back where one breaks down,
+and keeps records and checkpoints. What q is and what a batch is worth is up to a scheme:
 
-References
-----------
-Adam, V., Chang, P., Khan, M. E. & Solin, A. (2021). Dual parameterization of sparse variational
-Gaussian processes. NeurIPS.
+* natural-gradient sites tied to a finite basis (:class:`TiedSites`);
+* conditionals of Gaussian responses given their neighbours, without any q (:class:`ResponseBatches`);
+* a q of the sparse inverse Cholesky family with parameters of its own (:class:`FreeFamily`).
 """
 
 import math
@@ -19,11 +16,13 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from gpvi.approximations import Marginals, Posterior, Prior, Sites
+from gpvi.approximations import Posterior
 from gpvi.exceptions import NumericalError
+from gpvi.inference.batch_family import FreeFamily
+from gpvi.inference.batch_responses import ResponseBatches
+from gpvi.inference.batch_scheme import BatchScheme, BatchStep
+from gpvi.inference.batch_sites import TiedSites
 from gpvi.inference.checkpoint import load_state, save_state
-from gpvi.inference.data_term import data_term, dual
-from gpvi.inference.objectives import elbo, optimal_log_v, tighter_elbo
 from gpvi.inference.parameters import ParameterVector, log_prior
 from gpvi.inference.problem import FitProblem
 from gpvi.inference.records import Callback, FitRecord, FitResult
@@ -32,9 +31,6 @@ __all__ = ["Minibatcher"]
 
 _MAX_FAILURES = 10
 _PATIENCE = 5
-# Rows at a time when all of them are scored: every chunk factorises Kzz anew.
-_SCORED_ROWS = 4_096
-_START_ROWS = 256
 _STAGE = "minibatch"
 
 # Prefix of the last good state in a checkpoint.
@@ -48,7 +44,7 @@ class Minibatcher:
     Parameters
     ----------
     problem : FitProblem
-        Whole data set; its approximation must have a finite basis.
+        Whole data set; its approximation must have a finite basis, or be a sum over rows.
     batch_size : int
         Rows per step.
     num_steps : int
@@ -56,8 +52,9 @@ class Minibatcher:
     learning_rate : float
         Of Adam; decays linearly to a twentieth over the last three tenths of the steps.
     natural_step_size : float
-        Step of the sites once the first ``1 / natural_step_size`` steps (running average) are over;
-        decays with the learning rate, which averages the noise of the minibatches out of q.
+        Step of tied sites once the first ``1 / natural_step_size`` steps (running average) are over;
+        decays with the learning rate, which averages the noise of the minibatches out of q. Of a q with
+        parameters of its own: its learning rate.
     tolerance : float
         Stop once five windows of steps (an epoch each, at least 50) have not raised the best window's mean
         by this many nats per row.
@@ -95,13 +92,13 @@ class Minibatcher:
         self.step = 0
         self.damping = 1.0
         self.failures = 0
-        self.sites: Sites | None = None
-        self.log_v: Tensor | None = None
+        self.scheme = _scheme(self.problem, self.batch_size, self.natural_step_size)
         self.order = torch.empty(0, dtype=torch.int64)
         self.position = 0
         self.parameters = ParameterVector(self.problem.modules).parameters
         # As a group, because Adam refuses an empty list.
-        self.optimizer = torch.optim.Adam([{"params": self.parameters}], lr=self.learning_rate)
+        group = {"params": self.parameters, "rate": self.learning_rate}
+        self.optimizer = torch.optim.Adam([group], lr=self.learning_rate)
         self.estimates: list[float] = []
         self.stopped = False
         # Where the objective was last evaluated without trouble.
@@ -118,7 +115,7 @@ class Minibatcher:
         Returns
         -------
         FitResult
-            With the posterior on the tied sites.
+            With the scheme's posterior.
         """
         converged, message = self.run()
         objective = self.objective()
@@ -133,7 +130,7 @@ class Minibatcher:
             converged,
             message,
             self.history,
-            self.log_v,
+            self.scheme.log_v,
             self.stopped,
         )
 
@@ -147,13 +144,13 @@ class Minibatcher:
         message : str
             Why it stopped.
         """
-        self._restore()
-        if self.sites is None:
-            self._start()
+        self._begin()
         while self.step < self.num_steps and not self.stopped:
-            rows = self._next_rows()
             current = self._snapshot()
             try:
+                if self.scheme.refresh(self.step):
+                    self._forget()
+                rows = self._next_rows()
                 value, gradient = self._advance(rows)
             except NumericalError as error:
                 self._roll_back(error)
@@ -172,123 +169,50 @@ class Minibatcher:
         return False, f"{self.num_steps} steps taken"
 
     def posterior(self) -> Posterior:
-        """Detached posterior on the tied sites, without data rows."""
-        prior = self.problem.approximation.prior(self.problem.gp, self.problem.x[..., :1, :])
-        return prior.detach().condition(self._tied(prior)).compact()
+        """Detached posterior at today's parameters."""
+        return self.scheme.posterior()
 
     def objective(self) -> float:
-        """Objective over all rows at today's parameters and sites, total nats."""
-        total, kl = 0.0, 0.0
-        with torch.no_grad():
-            for rows in torch.arange(self.num_rows).split(max(self.batch_size, _SCORED_ROWS)):
-                batch = self.problem.take(rows)
-                posterior = self._condition(batch)
-                share = len(rows) / self.num_rows
-                kl = float(posterior.kl().sum())
-                total += share * (float(self._bound(posterior, batch).sum()) + kl)
-        return total - kl
+        """Objective over all rows at today's parameters and q, total nats."""
+        return self.scheme.objective()
+
+    def _begin(self) -> None:
+        """First state of q and the optimiser, or those of a checkpoint."""
+        loaded = None if self.checkpoint is None else load_state(self.checkpoint, self.digest)
+        if loaded is not None:
+            self._assign(loaded[0])
+        self.scheme.start(self.generator)
+        for group in self.scheme.groups() if len(self.optimizer.param_groups) == 1 else []:
+            options = {"rate": group.rate, "eps": group.floor}
+            self.optimizer.add_param_group({"params": group.parameters, **options})
+        if loaded is not None:
+            self._restore(*loaded)
 
     def _advance(self, rows: Tensor) -> tuple[float, float]:
-        batch = self.problem.take(rows)
-        posterior = self._condition(batch)
-        bound = self._bound(posterior, batch).sum()
-        value = bound + log_prior(list(self.problem.modules.values()))
+        scored = self.scheme.score(rows)
+        value = scored.value + log_prior(list(self.problem.modules.values()))
         if not math.isfinite(float(value.detach())):
             raise NumericalError(f"the objective of a minibatch is {float(value.detach())}")
-        self._update_sites(posterior, batch)
+        if scored.update is not None:
+            scored.update(BatchStep(self.step, self.damping, self._decay()))
         largest = 0.0
-        # Hyperparameters wait until q has seen as many batches as its running average needs.
-        if self.step * self.natural_step_size >= 1.0 and self.parameters:
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.scheme.trains(self.step) and trained:
             self.optimizer.zero_grad()
             (-value / self.num_rows).backward()
-            largest = max(float(p.grad.abs().max()) for p in self.parameters if p.grad is not None)
+            largest = max(float(p.grad.abs().max()) for p in trained if p.grad is not None)
             if not math.isfinite(largest):
                 raise NumericalError("the gradient of a minibatch is not finite")
             for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate * self.damping * self._decay()
+                group["lr"] = group["rate"] * self.damping * self._decay()
             self.optimizer.step()
         return float(value.detach()), largest
 
-    def _condition(self, batch: FitProblem) -> Posterior:
-        prior = batch.approximation.prior(batch.gp, batch.x)
-        return prior.condition(self._tied(prior))
-
-    def _tied(self, prior: Prior) -> Sites:
-        if self.sites is None:
-            mean = prior.mean
-            shape = (*mean.shape[:-1], prior.num_basis)
-            self.sites = Sites.zeros(
-                shape, on="basis", full=True, dtype=mean.dtype, device=mean.device
-            )
-        return self.sites
-
-    def _bound(self, posterior: Posterior, batch: FitProblem) -> Tensor:
-        y, likelihood = batch.y, batch.likelihood
-        if not batch.tighter:
-            return elbo(
-                posterior, likelihood, y, self.num_rows, weights=batch.weights, **batch.rows
-            )
-        if self.log_v is None and likelihood.gaussian_noise(y, **batch.rows) is None:
-            mean = posterior.marginals().mean
-            self.log_v = torch.zeros(mean.shape[:-1], dtype=mean.dtype, device=mean.device)
-        return tighter_elbo(
-            posterior,
-            likelihood,
-            y,
-            self.num_rows,
-            weights=batch.weights,
-            log_v=self.log_v,
-            **batch.rows,
-        )
-
-    def _update_sites(self, posterior: Posterior, batch: FitProblem) -> None:
-        log_v, weights = self.log_v, batch.weights
-        marginals = posterior.marginals()
-        target = self._target(posterior, batch, marginals, log_v)
-        rate = self.damping * max(self.natural_step_size * self._decay(), 1.0 / (self.step + 2.0))
-        sites = self._tied(posterior.prior).lerp(target, rate)
-        if not bool(torch.isfinite(sites.lam1).all() and torch.isfinite(sites.lam2).all()):
-            raise NumericalError("the sites of a minibatch are not finite")
-        self.sites = sites
-        if log_v is not None and marginals.residual is not None:
-            best = optimal_log_v(
-                batch.likelihood, batch.y, marginals, weights=weights, **batch.rows
-            )
-            self.log_v = torch.lerp(log_v, best, rate)
-
-    def _target(
-        self, posterior: Posterior, batch: FitProblem, moments: Marginals, log_v: Tensor | None
-    ) -> Sites:
-        """Tied sites of a batch, scaled up to all rows, from duals at given moments."""
-
-        def term(q: Marginals) -> Tensor:
-            return data_term(
-                batch.likelihood, batch.y, q, weights=batch.weights, log_v=log_v, **batch.rows
-            )
-
-        fresh = dual(term, moments, min_precision=0.0)
-        with torch.no_grad():
-            return (self.num_rows / batch.num_rows) * posterior.prior.tie(fresh)
-
-    def _start(self) -> None:
-        """First sites at a rough guess near the targets: from the prior the first steps may overshoot."""
-        size = min(self.num_rows, max(self.batch_size, _START_ROWS))
-        chosen = torch.randperm(
-            self.num_rows, generator=self.generator, device=self.generator.device
-        )
-        batch = self.problem.take(chosen[:size].cpu())
-        rows = batch.rows if batch.weights is None else {**batch.rows, "weights": batch.weights}
-        guess = batch.likelihood.initial_latent(batch.y, **rows)
-        if guess is None or batch.likelihood.num_latents > 1:
-            return
-        posterior = self._condition(batch)
-        marginals = posterior.marginals()
-        near = Marginals(
-            guess.expand_as(marginals.mean).to(marginals.mean), 0.01 * marginals.explained.detach()
-        )
-        sites = self._target(posterior, batch, near, None)
-        if bool(torch.isfinite(sites.lam1).all() and torch.isfinite(sites.lam2).all()):
-            self.sites = sites
+    def _forget(self) -> None:
+        """Momentum of a q that has started anew."""
+        for group in self.optimizer.param_groups[1:]:
+            for parameter in group["params"]:
+                self.optimizer.state.pop(parameter, None)
 
     def _decay(self) -> float:
         left = (self.num_steps - self.step) / (0.3 * self.num_steps)
@@ -297,7 +221,7 @@ class Minibatcher:
     def _next_rows(self) -> Tensor:
         if self.position + self.batch_size > len(self.order):
             self.order = torch.randperm(
-                self.num_rows, generator=self.generator, device=self.generator.device
+                self.scheme.num_items, generator=self.generator, device=self.generator.device
             ).cpu()
             self.position = 0
         rows = self.order[self.position : self.position + self.batch_size]
@@ -314,10 +238,12 @@ class Minibatcher:
         return gain < self.tolerance * self.num_rows
 
     def _report(self, step: int, value: float, gradient: float, failed: bool = False) -> None:
-        window = self.estimates[-50:]
+        refreshes, since = self.scheme.last_refresh
+        stage = f"{_STAGE}, refresh {refreshes}" if refreshes else _STAGE
+        window = self.estimates[since:][-50:]
         mean = sum(window) / len(window) if window else math.nan
         seconds = time.perf_counter() - self.started
-        record = FitRecord(_STAGE, step, value, mean, gradient, seconds, failed)
+        record = FitRecord(stage, step - since, value, mean, gradient, seconds, failed)
         self.history.append(record)
         # A callback may ask to stop; all of them see the record first.
         self.stopped = any([callback(record) for callback in self.callbacks])
@@ -325,23 +251,14 @@ class Minibatcher:
     def _snapshot(self) -> dict[str, Tensor]:
         """What a step changes, by name."""
         values = {f"parameter.{i}": p.detach().clone() for i, p in enumerate(self.parameters)}
-        if self.sites is not None:
-            values |= {"lam1": self.sites.lam1, "lam2": self.sites.lam2}
-        if self.log_v is not None:
-            values["log_v"] = self.log_v
-        return values
+        return values | self.scheme.snapshot()
 
     def _assign(self, values: dict[str, Tensor]) -> None:
         """Inverse of :meth:`_snapshot`."""
-        like = self.problem.x
         with torch.no_grad():
             for i, parameter in enumerate(self.parameters):
                 parameter.copy_(values[f"parameter.{i}"])
-        self.sites = self.log_v = None
-        if "lam1" in values:
-            self.sites = Sites(values["lam1"].to(like), values["lam2"].to(like), on="basis")
-        if "log_v" in values:
-            self.log_v = values["log_v"].to(like)
+        self.scheme.assign(values)
 
     def _roll_back(self, error: NumericalError) -> None:
         """Return to where the objective was last seen to be finite, and go on more carefully."""
@@ -357,15 +274,19 @@ class Minibatcher:
 
     def _save(self) -> None:
         assert self.checkpoint is not None
+        today = self._snapshot()
+        # What no step changes is the same tensor in both states, and a file holds a tensor once.
+        same = [name for name, value in self._good.items() if today.get(name) is value]
         tensors = {
-            **self._snapshot(),
-            **{_GOOD + name: value for name, value in self._good.items()},
+            **today,
+            **{_GOOD + name: v for name, v in self._good.items() if name not in same},
             "order": self.order,
             "generator": self.generator.get_state(),
         }
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{name}": torch.as_tensor(v) for name, v in state.items()}
         state = {
+            "same": same,
             "step": self.step,
             "position": self.position,
             "damping": self.damping,
@@ -374,18 +295,15 @@ class Minibatcher:
         }
         save_state(self.checkpoint, self.digest, tensors, state)
 
-    def _restore(self) -> None:
-        loaded = None if self.checkpoint is None else load_state(self.checkpoint, self.digest)
-        if loaded is None:
-            return
-        tensors, state = loaded
-        self._assign(tensors)
+    def _restore(self, tensors: dict[str, Tensor], state: dict) -> None:
+        """All but the parameters and q, from a checkpoint."""
         like = self.problem.x.device
         self._good = {
             name.removeprefix(_GOOD): value.to(like)
             for name, value in tensors.items()
             if name.startswith(_GOOD)
         }
+        self._good |= {name: tensors[name].to(like) for name in state["same"]}
         self.order = tensors["order"]
         self.generator.set_state(tensors["generator"])
         self._restore_optimizer(tensors)
@@ -400,3 +318,11 @@ class Minibatcher:
                 _, index, key = name.split(".", 2)
                 description["state"].setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict(description)
+
+
+def _scheme(problem: FitProblem, batch_size: int, natural_step_size: float) -> BatchScheme:
+    if not problem.approximation.row_minibatches:
+        return TiedSites(problem, batch_size, natural_step_size)
+    if ResponseBatches.suits(problem):
+        return ResponseBatches(problem, batch_size)
+    return FreeFamily(problem, batch_size, natural_step_size)

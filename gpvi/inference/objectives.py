@@ -328,7 +328,7 @@ def assemble(
 ) -> Tensor:
     """Data term minus its cost, summed and scaled, minus the KL."""
     size = term.shape[-1]
-    if num_data is not None and num_data != size and posterior.sites.on == "data":
+    if num_data is not None and num_data != size and not posterior.kl_is_whole:
         raise InputError(
             f"The posterior was conditioned on sites of its own {size} rows and num_data is "
             f"{num_data}: its KL is not that of the whole data. Tie the sites to the basis "

@@ -61,6 +61,8 @@ class FitProblem:
         Likewise, the log residual scale.
     inner_tolerance : float
         Nats that a sweep of CVI inside :meth:`value` must gain.
+    terms : Tensor, optional
+        Terms of a collapsed objective that stand for all (see :meth:`sample_terms`).
 
     Raises
     ------
@@ -81,6 +83,8 @@ class FitProblem:
     sites: Sites | None = None
     log_v: Tensor | None = None
     inner_tolerance: float = CVI_TOLERANCE
+    terms: Tensor | None = None
+    _used_plan: Plan | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -126,6 +130,11 @@ class FitProblem:
         return self.objective == "tighter_elbo"
 
     @property
+    def exact_gradient(self) -> bool:
+        """Whether gradients are those of :meth:`value` to rounding, and not with q held."""
+        return self.approximation.exact_conditioning or self._noise() is not None
+
+    @property
     def modules(self) -> dict[str, torch.nn.Module]:
         """The modules whose parameters are trained, by name."""
         return {
@@ -162,7 +171,23 @@ class FitProblem:
             rows={name: values[..., index] for name, values in self.rows.items()},
             sites=None,
             log_v=None,
+            terms=None,
         )
+
+    def refresh(self) -> bool:
+        """Bring plans up to date with today's hyperparameters.
+
+        Returns
+        -------
+        bool
+            Whether one of them changed, and the objective with it.
+        """
+        renew = self.approximation.refresh
+        plan, used = renew(self.gp, self.plan), self._used_plan
+        fresh = None if used is None else renew(self.gp, used)
+        changed = plan is not self.plan or fresh is not used
+        self.plan, self._used_plan = plan, fresh
+        return changed
 
     def value(self) -> Tensor:
         """Objective at today's parameters, scalar total nats (plus log priors), on the graph."""
@@ -248,24 +273,82 @@ class FitProblem:
         if self.plan.groups is not None or self.y.dim() > 1:
             return None
         route = self.approximation.collapsed_objective
-        used = ~torch.isnan(self.y)
-        if self.weights is not None:
-            used = used & (self.weights > 0)
+        used = self._used
         x, y = self.x, self.y
         noise = noise.reshape(()) if noise.numel() == 1 else noise.expand_as(y)
         weights = self.weights
+        plan = self.plan
         if not bool(used.all()):
             x, y = x[..., used, :], y[used]
             noise = noise if noise.dim() == 0 else noise[used]
             weights = None if weights is None else weights[used]
+            plan = self._plan_of_used(x)
         if weights is None:
-            return route(self.gp, x, y, noise, tighter=self.tighter)
+            return route(self.gp, x, y, noise, tighter=self.tighter, plan=plan, terms=self.terms)
         # w log N(y; f, s) is log N(y; f, s/w) up to this constant.
         spare = 0.5 * ((weights - 1.0) * (2.0 * math.pi * noise).log() + weights.log()).sum()
         bound = route(
-            self.gp, x, y, noise / weights, tighter=self.tighter, copies=weights.clamp_min(1.0)
+            self.gp,
+            x,
+            y,
+            noise / weights,
+            tighter=self.tighter,
+            copies=weights.clamp_min(1.0),
+            plan=plan,
+            terms=self.terms,
         )
         return None if bound is None else bound - spare
+
+    def sample_terms(self, number: int, generator: torch.Generator) -> Tensor | None:
+        """Some terms of the objective, drawn uniformly.
+
+        Parameters
+        ----------
+        number : int
+            How many.
+        generator : torch.Generator
+            Source of randomness, on the CPU.
+
+        Returns
+        -------
+        Tensor or None
+            None where the objective is no sum of many more terms.
+        """
+        if self.plan.groups is not None or self.y.dim() > 1 or self._noise() is None:
+            return None
+        used, plan = self._used, self.plan
+        if not bool(used.all()):
+            plan = self._plan_of_used(self.x[..., used, :])
+        return self.approximation.sample_terms(self.gp, plan, number, generator)
+
+    def on_terms(self, terms: Tensor) -> "FitProblem":
+        """The problem with some terms standing for all, sharing modules and plans.
+
+        Parameters
+        ----------
+        terms : Tensor
+            From :meth:`sample_terms`.
+
+        Returns
+        -------
+        FitProblem
+            Its objective is an unbiased estimate.
+        """
+        part = replace(self, terms=terms)
+        part._used_plan = self._used_plan
+        return part
+
+    @property
+    def _used(self) -> Tensor:
+        """Rows with a target and a positive weight."""
+        used = ~torch.isnan(self.y)
+        return used if self.weights is None else used & (self.weights > 0)
+
+    def _plan_of_used(self, x: Tensor) -> Plan:
+        """Plan of the rows that a collapsed objective sees, kept."""
+        if self._used_plan is None:
+            self._used_plan = self.approximation.plan(x)
+        return self._used_plan
 
     def _general_gaussian(self) -> Tensor:
         """``log Z + sum log c_n - residual terms`` through the contract, for any prior."""

@@ -18,7 +18,8 @@ class FitRecord:
     Parameters
     ----------
     stage : str
-        "warm start", "full batch" or "minibatch".
+        "warm start", "full batch" (then "full batch, refresh 1" and on, where neighbours were found anew)
+        or "minibatch".
     evaluation : int
         Number of the evaluation within its stage, from 1.
     objective : float

@@ -22,7 +22,12 @@ import gpvi.approximations
 import gpvi.inference
 import gpvi.kernels
 import gpvi.likelihoods
-from gpvi.approximations import _state_space_knots, exact_posterior, whitened
+from gpvi.approximations import (
+    _state_space_knots,
+    exact_posterior,
+    neighbor_geometry,
+    whitened,
+)
 from gpvi.exceptions import InputError
 from gpvi.likelihoods import wrapped_multi, wrapped_single
 from gpvi.linalg import quadrature
@@ -53,6 +58,7 @@ _FAMILIES: tuple[tuple[types.ModuleType, tuple[type, ...]], ...] = (
     (exact_posterior, (gpvi.approximations.Posterior,)),
     (whitened, (object,)),
     (_state_space_knots, (object,)),
+    (neighbor_geometry, (object,)),
     (quadrature, (quadrature.QuadratureRule,)),
 )
 # Further ones, one by one: a class whose methods write files or start processes has no place here.

@@ -24,7 +24,7 @@ class FitTrace:
     Attributes
     ----------
     stage : str
-        "warm start", "full batch" or "minibatch".
+        "warm start", "full batch" (then "full batch, refresh 1" and on) or "minibatch".
     restart : int
         Number of the restart, from 0.
     evaluation : ndarray, shape [E]

@@ -1,7 +1,8 @@
 """The approximations of this package behind GPyTorch's own interfaces.
 
 A GPyTorch user keeps model, likelihood, optimiser and training loop, and swaps one thing:
-:class:`SiteStrategy` for the variational strategy, :class:`TighterVariationalELBO` for the objective.
+:class:`SiteStrategy` (or, for minibatches of many rows, :class:`SparseInverseStrategy`) for the variational
+strategy, :class:`TighterVariationalELBO` for the objective.
 """
 
 from gpvi.strategies.model_process import ModelGaussianProcess
@@ -13,6 +14,7 @@ from gpvi.strategies.site_parameters import (
     WhitenedMoments,
 )
 from gpvi.strategies.site_strategy import SiteStrategy
+from gpvi.strategies.sparse_inverse_strategy import SparseInverseStrategy
 from gpvi.strategies.tighter_elbo import TighterVariationalELBO
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "PseudoTargets",
     "SiteParameters",
     "SiteStrategy",
+    "SparseInverseStrategy",
     "TighterVariationalELBO",
     "WhitenedMoments",
     "mixed_marginals",

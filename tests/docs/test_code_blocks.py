@@ -20,6 +20,7 @@ PAGES = (
     "docs/quickstart.md",
     "docs/choosing.md",
     "docs/state_space.md",
+    "docs/sparse_inverse.md",
     "docs/troubleshooting.md",
 )
 

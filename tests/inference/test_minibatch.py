@@ -97,14 +97,14 @@ class TestUnbiased:
         batches = loop(build(likelihood, y, objective, weights=weights))
         for _ in range(3):
             batches._advance(batches._next_rows())
-        values, seen = [], []
+        values, seen, scheme = [], [], batches.scheme
         with torch.no_grad():
             batches.position = len(batches.order)  # start a new epoch
             for _ in range(4):
                 rows = batches._next_rows()
                 seen += rows.tolist()
                 part = batches.problem.take(rows)
-                values.append(batches._bound(batches._condition(part), part).item())
+                values.append(scheme._bound(scheme._condition(part), part).item())
         assert sorted(seen) == list(range(SIZE))
         assert sum(values) / 4 == pytest.approx(batches.objective(), rel=1e-12)
 
@@ -112,27 +112,27 @@ class TestUnbiased:
         likelihood, y = case
         problem = build(likelihood, y)
         first, second = loop(problem, batch_size=17), loop(problem, batch_size=SIZE)
-        second.sites = first.sites = cvi_sites(problem)
+        second.scheme.sites = first.scheme.sites = cvi_sites(problem)
         assert first.objective() == pytest.approx(second.objective(), rel=1e-12)
 
     def test_tied_updates_average_to_the_full_update(self, case):
         likelihood, y = case
         problem = build(likelihood, y)
-        batches = loop(problem)
+        scheme = loop(problem).scheme
         with torch.no_grad():
             prior = problem.approximation.prior(problem.gp, problem.x)
             start = prior.tie(Sites(0.1 * Y, 0.1 * torch.ones(SIZE).double()))
             marginals = prior.condition(start).marginals()
         fresh = dual(lambda q: data_term(problem.likelihood, y, q), marginals, min_precision=0.0)
-        rate = 0.5  # of the first step
+        rate = 0.5
         whole = start.lerp(prior.tie(fresh), rate)
         total1, total2 = torch.zeros(8).double(), torch.zeros(8, 8).double()
         for rows in torch.arange(SIZE).split(15):
-            batches.sites = start
+            scheme.sites = start
             batch = problem.take(rows)
-            batches._update_sites(batches._condition(batch).detach(), batch)
-            total1 += batches.sites.lam1.detach() / 4
-            total2 += batches.sites.lam2.detach() / 4
+            scheme._update_sites(scheme._condition(batch).detach(), batch, rate)
+            total1 += scheme.sites.lam1.detach() / 4
+            total2 += scheme.sites.lam2.detach() / 4
         assert torch.allclose(total1, whole.lam1.detach(), rtol=1e-9)
         assert torch.allclose(total2, whole.lam2.detach(), rtol=1e-9)
 
@@ -140,10 +140,10 @@ class TestUnbiased:
         y = COUNTS.clone()
         y[:15] = torch.nan
         problem = build(PoissonLikelihood(), y)
-        batches = loop(problem)
+        scheme = loop(problem).scheme
         batch = problem.take(torch.arange(15))
-        batches._update_sites(batches._condition(batch).detach(), batch)
-        assert not batches.sites.lam1.any() and not batches.sites.lam2.any()
+        scheme._update_sites(scheme._condition(batch).detach(), batch, 0.5)
+        assert not scheme.sites.lam1.any() and not scheme.sites.lam2.any()
 
 
 def cvi_sites(problem: FitProblem) -> Sites:
@@ -189,7 +189,7 @@ class TestSteps:
         batches = loop(problem, batch_size=SIZE, num_steps=60, natural_step_size=0.5)
         batches.run()
         best = loop(problem)
-        best.sites = cvi_sites(problem)
+        best.scheme.sites = cvi_sites(problem)
         assert batches.objective() == pytest.approx(best.objective(), abs=1e-4)
 
     def test_stops_when_nothing_is_gained(self):
@@ -220,7 +220,7 @@ class TestSteps:
         start = batches.objective()
         batches.run()
         assert batches.objective() > start + 10
-        assert batches.log_v.shape == (3,)
+        assert batches.scheme.log_v.shape == (3,)
 
     def test_several_outputs(self):
         theirs = gpytorch.likelihoods.MultitaskGaussianLikelihood(num_tasks=2).double()
@@ -235,14 +235,14 @@ class TestRollBack:
         """A step of Adam that leads out of the workable region is undone, not only slowed down."""
         problem = build()
         batches = loop(problem, learning_rate=0.3, num_steps=60)
-        condition, limit = batches._condition, problem.gp.kernel.outputscale.item() * 1.05
+        condition, limit = batches.scheme._condition, problem.gp.kernel.outputscale.item() * 1.05
 
         def fragile(batch):
             if problem.gp.kernel.outputscale.item() > limit:
                 raise NotPositiveDefiniteError("Kzz is not positive definite.")
             return condition(batch)
 
-        monkeypatch.setattr(batches, "_condition", fragile)
+        monkeypatch.setattr(batches.scheme, "_condition", fragile)
         batches.run()
         failed = [record for record in batches.history if record.failed]
         assert failed and all(math.isnan(record.objective) for record in failed)
@@ -352,7 +352,7 @@ class TestFit:
     def test_posterior_equals_that_on_data_sites(self):
         problem = build()
         batches = loop(problem)
-        batches.sites = cvi_sites(problem)
+        batches.scheme.sites = cvi_sites(problem)
         with torch.no_grad():
             prior = problem.approximation.prior(problem.gp, problem.x)
             result = cvi(prior, problem.likelihood, problem.y)

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 import gpvi.approximations
-from gpvi.approximations import Approximation, Exact, InducingPoints, StateSpace, White
+from gpvi.approximations import (
+    Approximation,
+    Exact,
+    InducingPoints,
+    SparseInverseCholesky,
+    StateSpace,
+    White,
+)
 from gpvi.inference import elbo
 from gpvi.inference.cvi import cvi
 from gpvi.kernels import WhiteKernel
@@ -35,10 +42,12 @@ STRATEGIES: dict[str, type[Approximation]] = {
     "exact": Exact,
     "white": White,
     "state space": StateSpace,
+    "sparse inverse": SparseInverseCholesky,
 }
 KERNELS: dict[str, Callable[[], gpytorch.kernels.Kernel]] = {
     "white": WhiteKernel,
     "state space": lambda: gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5)),
+    "sparse inverse": lambda: gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5)),
 }
 
 

@@ -1,0 +1,266 @@
+r"""Moments and samples of a sparse inverse Cholesky posterior at new inputs.
+
+New inputs come behind the data in the order: each is given its nearest locations s,
+:math:`f_* \mid f \sim N(\mu_* + w^\top (f_s - \mu_s), r)`. Marginals look at each alone. Jointly, a new input
+conditions on locations and on new inputs before it; with the new columns of the factor split into a
+block B at the locations and a triangular block W among themselves,
+
+.. math:: \operatorname{cov}(f_*) = W^{-\top} (I + B^\top (VV^\top)^{-1} B) W^{-1}.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gpvi.approximations._gather import take_rows
+from gpvi.approximations._per_pattern import Position, flat, per_pattern, position_in
+from gpvi.approximations._random import standard_normal
+from gpvi.approximations._sparse_columns import columns_at
+from gpvi.approximations.neighbor_geometry import kernel_of
+from gpvi.linalg import (
+    NeighborPattern,
+    earlier_neighbors,
+    factor_transpose_solve,
+    inverse_gram,
+    inverse_norms,
+    maximin_order,
+    nearest_points,
+)
+
+if TYPE_CHECKING:
+    from gpvi.approximations.sparse_inverse_posterior import SparseInversePosterior
+    from gpvi.approximations.sparse_inverse_prior import SparseInversePrior
+
+# New inputs whose neighbours and weights are held at once.
+_CHUNK = 50_000
+
+# Entries of a block of correlations.
+_BLOCK = 2**24
+
+
+def new_marginals(posterior: "SparseInversePosterior", x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean less that of the prior, and variance, of every new input alone.
+
+    Parameters
+    ----------
+    posterior : SparseInversePosterior
+        What predicts.
+    x : Tensor, shape [*g, Q, D]
+        New inputs.
+
+    Returns
+    -------
+    shift, variance : Tensor, shape [*b, Q]
+        In double precision.
+    """
+    prior = posterior.prior
+    lead = torch.broadcast_shapes(prior.lead, x.shape[:-2])
+
+    def moments(position: Position, shift: Tensor, factor: Tensor) -> Tensor:
+        pattern = prior.factor_pattern(position_in(prior.lead, position))
+        rows = x[position_in(x.shape[:-2], position)]
+        parts = []
+        for part in rows.split(_CHUNK):
+            index, columns = _columns(prior, position, part, among=False)
+            scale = columns[..., -1]
+            weights = -columns[..., :-1] / scale.unsqueeze(-1)
+            mean = (weights * shift[..., index.long().clamp_min(0)]).sum(-1)
+            variance = scale.square().reciprocal() + inverse_norms(pattern, factor, index, weights)
+            parts.append(torch.stack(torch.broadcast_tensors(mean, variance)))
+        return torch.cat(parts, -1)
+
+    shift, variance = per_pattern(lead, moments, (posterior.shift, 1), (posterior.factor, 2))
+    return shift, variance
+
+
+def joint_moments(posterior: "SparseInversePosterior", x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean less that of the prior, and full covariance, at new inputs.
+
+    Parameters
+    ----------
+    posterior : SparseInversePosterior
+        What predicts.
+    x : Tensor, shape [*g, Q, D]
+        New inputs.
+
+    Returns
+    -------
+    shift : Tensor, shape [*b, Q]
+        In double precision.
+    covariance : Tensor, shape [*b, Q, Q]
+        Positive semi-definite by construction.
+    """
+    prior = posterior.prior
+    lead = torch.broadcast_shapes(prior.lead, x.shape[:-2])
+
+    def moments(position: Position, shift: Tensor, factor: Tensor) -> Tensor:
+        pattern = prior.factor_pattern(position_in(prior.lead, position))
+        rows = x[position_in(x.shape[:-2], position)]
+        order = _order(prior, rows)
+        index, columns = _columns(prior, position, rows[order], among=True)
+        old, values = _old_part(index, columns, prior.num_basis)
+        W = _dense_block(index, columns, prior.num_basis)
+        eye = torch.eye(len(rows), dtype=W.dtype, device=W.device)
+        root = torch.linalg.solve_triangular(W.mT, eye, upper=False)
+        gram = inverse_gram(pattern, factor, old, values)
+        covariance = root @ root.mT + root @ gram @ root.mT
+        pull = -(values * shift[..., old.long().clamp_min(0)]).sum(-1)
+        mean = (root @ pull.unsqueeze(-1)).squeeze(-1)
+        back = torch.argsort(order)
+        mean, covariance = mean[..., back], covariance[..., back, :][..., back]
+        lead = torch.broadcast_shapes(mean.shape[:-1], covariance.shape[:-2])
+        mean = mean.expand(*lead, -1).unsqueeze(-2)
+        return torch.cat([covariance.expand(*lead, -1, -1), mean], -2)
+
+    both = per_pattern(lead, moments, (posterior.shift, 1), (posterior.factor, 2), trailing=2)
+    covariance = both[..., :-1, :]
+    return both[..., -1, :], 0.5 * (covariance + covariance.mT)
+
+
+def sample_new(
+    posterior: "SparseInversePosterior",
+    x: Tensor,
+    gap: Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Draws at new inputs, less the prior mean, given draws at the locations.
+
+    Parameters
+    ----------
+    posterior : SparseInversePosterior
+        What predicts.
+    x : Tensor, shape [*g, Q, D]
+        New inputs.
+    gap : Tensor, shape [*S, *b, M]
+        Draws at the locations less the prior mean, in their order.
+    generator : torch.Generator, optional
+        Source of randomness.
+
+    Returns
+    -------
+    Tensor, shape [*S, *b, Q]
+        In double precision.
+    """
+    prior = posterior.prior
+    lead = torch.broadcast_shapes(prior.lead, x.shape[:-2])
+    num_batch = max(len(lead), prior.mean.dim() - 1)
+    num_samples = gap.dim() - 1 - max(prior.mean.dim() - 1, posterior.shift.dim() - 1)
+    samples, batch = gap.shape[:num_samples], gap.shape[num_samples:-1]
+    wide = torch.broadcast_shapes(batch, lead)
+    missing = max(0, num_batch - len(batch), len(wide) - len(batch))
+    gap = gap.reshape(*samples, *[1] * missing, *batch, gap.shape[-1])
+    noise = standard_normal((*samples, *wide, x.shape[-2]), gap, generator)
+
+    def draw(position: Position, gap: Tensor, noise: Tensor) -> Tensor:
+        rows = x[position_in(x.shape[:-2], position)]
+        order = _order(prior, rows)
+        index, columns = _columns(prior, position, rows[order], among=True)
+        old, values = _old_part(index, columns, prior.num_basis)
+        pull = (values * gap[..., old.long().clamp_min(0)]).sum(-1)
+        pattern, block = _new_part(index, columns, prior.num_basis)
+        drawn = factor_transpose_solve(pattern, block, noise - pull)
+        return drawn[..., torch.argsort(order)]
+
+    return per_pattern(lead, draw, (gap, 1), (noise, 1))
+
+
+def _order(prior: "SparseInversePrior", rows: Tensor) -> Tensor:
+    scale = prior.geometry.scale.to(rows.device)
+    used = torch.isfinite(scale)
+    return maximin_order((rows.detach().double() / scale)[:, used])
+
+
+def _columns(
+    prior: "SparseInversePrior", position: Position, rows: Tensor, among: bool
+) -> tuple[Tensor, Tensor]:
+    """Neighbours [Q, m] and columns [*k, Q, m + 1] of new inputs behind the locations."""
+    own_position = position_in(prior.lead, position)
+    entry = flat(prior.lead, own_position)
+    first = prior.geometry.first[entry][prior.geometry.real[entry]]
+    known = take_rows(prior.x[own_position], first)
+    M = prior.num_basis
+    # Padding is behind the locations; new inputs come behind both, so that numbers stay those of places.
+    filler = known[:1].expand(M - len(known), -1)
+    points = torch.cat([known, filler, rows])
+    index = _neighbors(prior, known, rows, M, among)
+    own = torch.arange(M, M + len(rows), dtype=torch.int32, device=rows.device)
+    return index, columns_at(prior.gp, points, index, own, prior.nugget)
+
+
+def _neighbors(
+    prior: "SparseInversePrior", known: Tensor, rows: Tensor, M: int, among: bool
+) -> Tensor:
+    """Nearest locations of new inputs (and new inputs before them), int32 [Q, m]."""
+    number = min(
+        prior.options.num_prediction_neighbors, len(known) + (len(rows) - 1 if among else 0)
+    )
+    with torch.no_grad():
+        if prior.options.neighbors == "correlation":
+            index = _most_correlated(prior, known, rows, number, among)
+        else:
+            scale = prior.geometry.scale.to(rows.device)
+            used = torch.isfinite(scale)
+            old, new = ((part.detach().double() / scale)[:, used] for part in (known, rows))
+            if among:
+                index = earlier_neighbors(torch.cat([old, new]), number, first=len(old))
+            else:
+                index = nearest_points(old, new, number)
+    return torch.where(index >= len(known), index + (M - len(known)), index).to(torch.int32)
+
+
+def _most_correlated(
+    prior: "SparseInversePrior", known: Tensor, rows: Tensor, number: int, among: bool
+) -> Tensor:
+    """The locations (and earlier new inputs) of largest correlation, ascending, -1 behind them."""
+    gp = prior.gp
+    kernel_of(gp)
+    others = torch.cat([known, rows]) if among else known
+    deviation = gp.variance(others).sqrt()
+    size = max(1, _BLOCK // max(1, len(others)))
+    found = []
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        covariance = gp.covariance(part, others).abs() / deviation.unsqueeze(-2)
+        score = covariance.reshape(-1, *covariance.shape[-2:]).mean(0)
+        if among:
+            place = torch.arange(len(others), device=rows.device)
+            own = len(known) + start + torch.arange(len(part), device=rows.device)
+            score = score.masked_fill(place >= own.unsqueeze(-1), -1.0)
+        best = score.topk(number, dim=-1)
+        index = torch.where(best.values >= 0, best.indices, len(others))
+        index = index.sort(dim=-1).values
+        found.append(torch.where(index < len(others), index, -1))
+    return torch.cat(found).to(torch.int32)
+
+
+def _old_part(index: Tensor, columns: Tensor, M: int) -> tuple[Tensor, Tensor]:
+    """Entries of new columns at the locations: numbers [Q, m] and values [*k, Q, m].
+
+    Numbers ascend, so that the locations come before the new inputs.
+    """
+    old = (index >= 0) & (index < M)
+    return torch.where(old, index, -1), torch.where(old, columns[..., :-1], 0.0)
+
+
+def _new_part(index: Tensor, columns: Tensor, M: int) -> tuple[NeighborPattern, Tensor]:
+    """The triangular block of new columns among themselves, as a pattern with its columns."""
+    new = index >= M
+    # Used slots to the front; a stable sort keeps them ascending.
+    order = torch.argsort((~new).to(torch.int8), dim=-1, stable=True)
+    moved = torch.where(new, index - M, -1).gather(-1, order).to(torch.int32)
+    values = torch.where(new, columns[..., :-1], 0.0)
+    values = values.gather(-1, order.expand(values.shape))
+    return NeighborPattern(moved), torch.cat([values, columns[..., -1:]], -1)
+
+
+def _dense_block(index: Tensor, columns: Tensor, M: int) -> Tensor:
+    """The same block as a dense upper triangular matrix [*k, Q, Q]."""
+    pattern, values = _new_part(index, columns, M)
+    Q = pattern.num_rows
+    # One row more, which collects the slots that are not used.
+    rows = torch.where(pattern.neighbors >= 0, pattern.neighbors, Q).long()
+    own = torch.arange(Q, device=rows.device).unsqueeze(-1)
+    rows = torch.cat([rows, own], -1)
+    dense = torch.zeros(*values.shape[:-2], Q, Q + 1, dtype=values.dtype, device=values.device)
+    return dense.scatter(-1, rows.expand(values.shape), values)[..., :Q].mT

@@ -1,0 +1,221 @@
+r"""Nearest neighbours: among the earlier points of an ordered set, or among all points of another.
+
+Point i of a sparse inverse Cholesky factor conditions on the nearest of the points 0, ..., i - 1 (Vecchia,
+1988). One k-d tree over all points serves every query: a node that knows its earliest point is skipped as
+soon as that is later than the query (Bentley, 1975, for the tree). The search is exact in any dimension;
+it looks at some fifty distances a point in two columns, and at most other points above about ten.
+
+References
+----------
+Vecchia, A. V. (1988). Estimation and model identification for continuous spatial processes. JRSS B.
+Bentley, J. L. (1975). Multidimensional binary search trees used for associative searching.
+Communications of the ACM.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from gpvi.linalg.sparse_inverse._points import (
+    as_arrays,
+    check_first,
+    check_num_neighbors,
+    compiled_engine,
+)
+from gpvi.linalg.sparse_inverse.ordering import curve_order, spatial_order
+from gpvi.linalg.sparse_inverse.pattern import NeighborPattern
+
+__all__ = ["earlier_neighbors", "nearest_points", "neighbor_pattern"]
+
+# Entries of one answer of SciPy's tree: 64 MB of distances and numbers.
+_MAX_ENTRIES = 1 << 22
+
+_NONE = np.iinfo(np.int32).max
+
+
+def earlier_neighbors(points: Tensor, num_neighbors: int, first: int = 0) -> Tensor:
+    r"""Find the nearest earlier points of every point of an ordered set.
+
+    Row i - first holds the :math:`m` numbers j < i of smallest :math:`\lVert x_i - x_j \rVert`, ascending,
+    with -1 behind them where there are fewer. Ties go to the lower number.
+
+    The time grows like M log M in few columns and like M^2 where all of more than about ten columns
+    matter: one core finds 30 neighbours of 50,000 points in 0.2 s in two columns, and of 20,000 points
+    in 12 s in 18 independent ones.
+
+    Parameters
+    ----------
+    points : Tensor, shape [M, D]
+        Points in their order, in units in which distances mean something.
+    num_neighbors : int
+        The most neighbours m of a point.
+    first : int
+        The first point to find neighbours for: with new points appended behind old ones, the number of
+        the old ones.
+
+    Returns
+    -------
+    Tensor of int32, shape [M - first, m]
+        Numbers of earlier points.
+
+    Raises
+    ------
+    InputError
+        If points is no floating-point matrix, is empty, or holds NaN or infinite coordinates, if
+        num_neighbors is not positive, or first beyond the points.
+
+    Examples
+    --------
+    >>> import torch
+    >>> earlier_neighbors(torch.tensor([[0.0], [4.0], [1.0], [3.0]]), 2).tolist()
+    [[-1, -1], [0, -1], [0, 1], [1, 2]]
+    """
+    check_num_neighbors(num_neighbors)
+    (x,) = as_arrays({"points": points})
+    check_first(first, len(x))
+    found = _neighbor_engine().earlier(x, num_neighbors, first)
+    return torch.from_numpy(found).to(points.device)
+
+
+def nearest_points(points: Tensor, queries: Tensor, num_neighbors: int) -> Tensor:
+    r"""Find the nearest points of every query.
+
+    Row q holds the :math:`m` numbers j of smallest :math:`\lVert z_q - x_j \rVert`, ascending, with -1
+    behind them where there are fewer. Ties go to the lower number.
+
+    Parameters
+    ----------
+    points : Tensor, shape [M, D]
+        Points to choose from.
+    queries : Tensor, shape [Q, D]
+        Where to look for neighbours.
+    num_neighbors : int
+        The most neighbours m of a query.
+
+    Returns
+    -------
+    Tensor of int32, shape [Q, m]
+        Numbers of points.
+
+    Raises
+    ------
+    InputError
+        If points or queries are no floating-point matrix of as many columns, are empty, or hold NaN or
+        infinite coordinates, or if num_neighbors is not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> nearest_points(torch.tensor([[0.0], [4.0], [1.0]]), torch.tensor([[3.0], [-1.0]]), 2).tolist()
+    [[1, 2], [0, 2]]
+    """
+    check_num_neighbors(num_neighbors)
+    x, z = as_arrays({"points": points, "queries": queries})
+    found = _neighbor_engine().nearest(x, z, num_neighbors, curve_order(z))
+    return torch.from_numpy(found).to(queries.device)
+
+
+def neighbor_pattern(points: Tensor, num_neighbors: int) -> NeighborPattern:
+    """The pattern of nearest earlier neighbours, with rows scheduled along a space-filling curve.
+
+    Parameters
+    ----------
+    points : Tensor, shape [M, D]
+        Points in their order, in units in which distances mean something.
+    num_neighbors : int
+        The most neighbours m of a point.
+
+    Returns
+    -------
+    NeighborPattern
+        Neighbours of all points, on their device.
+
+    Raises
+    ------
+    InputError
+        If points is no floating-point matrix, is empty, or holds NaN or infinite coordinates, or if
+        num_neighbors is not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> pattern = neighbor_pattern(torch.tensor([[0.0], [4.0], [1.0], [3.0]]), 2)
+    >>> pattern.neighbors[-1].tolist(), pattern.order.tolist()
+    ([1, 2], [0, 2, 3, 1])
+    """
+    return NeighborPattern(earlier_neighbors(points, num_neighbors), spatial_order(points))
+
+
+class NeighborEngine(Protocol):
+    """How neighbours are found: numbers ascending, -1 behind them."""
+
+    def earlier(self, x: np.ndarray, num_neighbors: int, first: int) -> np.ndarray:
+        """Nearest earlier rows of every row from `first` on."""
+
+    def nearest(
+        self, x: np.ndarray, queries: np.ndarray, num_neighbors: int, schedule: np.ndarray
+    ) -> np.ndarray:
+        """Nearest rows of `x` for every query, which may be visited by schedule."""
+
+
+class SciPyEngine:
+    """Without Numba: SciPy's tree over blocks that double, asked for more until enough are earlier.
+
+    In a block of twice as many points as come before it, at least half of the tree is earlier than any
+    query, so that a little over twice the neighbours nearly always suffice.
+    """
+
+    def earlier(self, x: np.ndarray, num_neighbors: int, first: int) -> np.ndarray:
+        """See :class:`NeighborEngine`."""
+        out = np.empty((len(x) - first, num_neighbors), dtype=np.int32)
+        begin = first
+        while begin < len(x):
+            end = min(len(x), max(2 * begin, 8 * num_neighbors))
+            tree, rows, k = cKDTree(x[:end]), np.arange(begin, end), 2 * num_neighbors + 8
+            while len(rows):
+                k = min(k, end)
+                short = [
+                    self._ask(tree, x, part, k, out, first)
+                    for part in np.array_split(rows, 1 + len(rows) * k // _MAX_ENTRIES)
+                ]
+                rows, k = np.concatenate(short), 2 * k
+            begin = end
+        return out
+
+    def nearest(
+        self, x: np.ndarray, queries: np.ndarray, num_neighbors: int, schedule: np.ndarray
+    ) -> np.ndarray:
+        """See :class:`NeighborEngine`."""
+        out = np.full((len(queries), num_neighbors), -1, dtype=np.int32)
+        tree, k = cKDTree(x), min(num_neighbors, len(x))
+        for rows in np.array_split(schedule, 1 + len(queries) * k // _MAX_ENTRIES):
+            found = tree.query(queries[rows], np.arange(1, k + 1))[1]
+            out[rows, :k] = np.sort(found, axis=1)
+        return out
+
+    @staticmethod
+    def _ask(
+        tree: cKDTree, x: np.ndarray, rows: np.ndarray, k: int, out: np.ndarray, first: int
+    ) -> np.ndarray:
+        """Fill in the rows that find enough earlier points among the k nearest; return the others."""
+        found = tree.query(x[rows], np.arange(1, k + 1))[1]
+        earlier = found < rows[:, None]
+        m = out.shape[1]
+        full = (earlier.sum(axis=1) >= np.minimum(m, rows)) | (k == tree.n)
+        found, earlier = found[full], earlier[full]
+        kept = np.sort(np.where(earlier & (earlier.cumsum(axis=1) <= m), found, _NONE), axis=1)[
+            :, :m
+        ]
+        filled = out[rows[full] - first]
+        filled[:] = -1
+        filled[:, : kept.shape[1]] = np.where(kept == _NONE, -1, kept)
+        out[rows[full] - first] = filled
+        return rows[~full]
+
+
+def _neighbor_engine() -> NeighborEngine:
+    compiled = compiled_engine("_neighbors_cpu", "neighbour search")
+    return SciPyEngine() if compiled is None else compiled
