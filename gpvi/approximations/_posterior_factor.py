@@ -47,16 +47,28 @@ def posterior_factor(
     Tensor, shape [*b, M, k + 1]
         V.
     """
-    if on is not pattern:
-        return incomplete_cholesky(pattern, columns, precision, on=on)
     proper = bool((precision >= 0.0).all())
     try:
-        factor = incomplete_cholesky(pattern, columns, precision)
+        own = None if on is pattern else on
+        factor = incomplete_cholesky(pattern, columns, precision, on=own)
     except NumericalError:
         if not (proper and bool(torch.isfinite(columns).all())):
             raise
+        if on is not pattern:
+            return _independent(pattern, columns, precision, on)
     else:
+        if on is not pattern:
+            return factor
         least = columns[..., -1].square() + precision
         if not proper or bool((factor[..., -1].square() >= (1.0 - _SLACK) * least).all()):
             return factor
     return local(precision)
+
+
+def _independent(
+    pattern: NeighborPattern, columns: Tensor, precision: Tensor, on: NeighborPattern
+) -> Tensor:
+    """Diagonal factor, which always exists, on a pattern whose other entries it leaves at zero."""
+    single = NeighborPattern(on.neighbors[:, :0].contiguous(), on.schedule)
+    diagonal = incomplete_cholesky(pattern, columns, precision, on=single)
+    return torch.nn.functional.pad(diagonal, (on.num_neighbors, 0))

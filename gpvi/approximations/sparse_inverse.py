@@ -20,6 +20,7 @@ Cholesky approximation for latent Gaussian processes via double Kullback-Leibler
 """
 
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -134,13 +135,14 @@ class SparseInverseCholesky(Approximation):
     ordering : {"maximin", "random"}
         Order of the locations. In a maximin order (each as far as possible from those before) the incomplete
         factor of the posterior is safe; in a random one the evidence of the responses is fine, also in many
-        columns, and posterior variances may have to be cruder (with a warning).
+        columns, and posterior variances may have to come from a cruder, local factor.
     neighbors : {"euclidean", "correlation"}
         Nearest in distance, scaled by lengthscales, or largest in correlation, for kernels whose
         correlation does not fall with distance (periodic, non-stationary, without lengthscales).
     refresh_every : int or None
-        Iterations of L-BFGS (steps, for minibatches) after which a fit finds neighbours anew, if the
-        lengthscales' ratios have moved; always at the end of an ascent. None keeps the first ones.
+        Iterations of L-BFGS (steps, for minibatches, but at most once an epoch) after which a fit finds
+        neighbours anew, if ratios of lengthscales have moved; always at the end of an ascent. None keeps the
+        first ones.
     evidence : {"responses", "function"}
         What a fit with a Gaussian likelihood maximises: the evidence of the noisy responses, or the bound
         of the function's own posterior (dearer, closer to exact).
@@ -194,7 +196,7 @@ class SparseInverseCholesky(Approximation):
         super().__init__()
         further = num_prediction_neighbors
         if further is None:
-            further = 2 * num_neighbors if isinstance(num_neighbors, int) else num_neighbors
+            further = min(2 * num_neighbors, 1_000) if isinstance(num_neighbors, int) else 1
         self.options = GeometryOptions(num_neighbors, further, ordering, neighbors, seed)
         for name, value, known in (
             ("evidence", evidence, _EVIDENCES),
@@ -210,8 +212,8 @@ class SparseInverseCholesky(Approximation):
             raise InputError(
                 f"refresh_every is {refresh_every!r}; it must be None or an integer of at least 1."
             )
-        if nugget is not None and not 0.0 <= nugget < 1.0:
-            raise InputError(f"nugget is {nugget}; it must lie in [0, 1).")
+        if nugget is not None and not (isinstance(nugget, Real) and 0.0 <= nugget < 1.0):
+            raise InputError(f"nugget is {nugget!r}; it must be a number in [0, 1).")
         self.refresh_every = refresh_every
         self.evidence, self.family, self.nugget = evidence, family, nugget
 
@@ -275,9 +277,9 @@ class SparseInverseCholesky(Approximation):
             The same one while the neighbours are those that would be found today, up to changes of the
             lengthscales' ratios by less than five per cent.
         """
-        if not isinstance(plan, SparseInversePlan) or not plan._kept or self.refresh_every is None:
+        if not isinstance(plan, SparseInversePlan) or self.refresh_every is None:
             return plan
-        old = plan.geometry(gp)
+        old = plan.geometry(gp)  # found now, if nobody has asked before
         if self.options.neighbors == "euclidean":
             new = distance_scale(gp, plan.inputs.shape[-1], "euclidean")
             if scale_change(old.scale, new) <= _REFRESH_CHANGE:

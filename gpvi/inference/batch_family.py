@@ -7,6 +7,10 @@ numbers are moved by Adam, together with the hyperparameters, on the unbiased ro
 Its parameters are distances from the start, in units in which the bound has a curvature of about one (see
 :mod:`gpvi.inference.batch_units`).
 
+Held still, such a q would hold back the hyperparameters of the prior that it fits, as in an expectation-
+maximisation, which takes many epochs where data say little. Its start therefore goes along with
+them, to first order, as the fixed point's sites held would have it. That changes no optimum, only the way.
+
 References
 ----------
 Cao, J., Kang, M., Jimenez, F., Sang, H., Schäfer, F. & Katzfuss, M. (2023). Variational sparse inverse
@@ -38,9 +42,8 @@ __all__ = ["FreeFamily"]
 # a column's entries together grows with their number.
 _FLOOR = 0.25
 
-# Mean and factor of q fit the prior at which they started and would hold back hyperparameters, as in an
-# expectation-maximisation. Therefore they go along with these, to first order at held sites, and start anew
-# once one of them (as GPyTorch stores it, most on a logarithmic scale) has moved further than this.
+# q starts anew once a hyperparameter (as GPyTorch stores it) has moved further than this by the end of an
+# epoch: first order is good for small ways only.
 _FAR = 0.05
 
 # Of so many hyperparameters, each of which costs a factorisation; and the step of the differences.
@@ -224,15 +227,14 @@ class FreeFamily:
     def _condition(self, prior: SparseInversePrior) -> SparseInversePosterior:
         start = self._start
         assert start is not None
-        unit, way = start.factor_unit, self._values() - start.values
         shift = start.shift + start.shift_unit * self._mean
-        off = start.factor[..., :-1] + unit[..., :-1] * self._off
-        log_diagonal = unit[..., -1] * self._diagonal
-        for i in range(len(start.shift_slope)):
-            shift = shift + way[i] * start.shift_slope[i]
-            off = off + way[i] * start.factor_slope[i, ..., :-1]
-            log_diagonal = log_diagonal + way[i] * start.factor_slope[i, ..., -1]
-        diagonal = start.factor[..., -1:] * log_diagonal.exp().unsqueeze(-1)
+        change = start.factor_unit * torch.cat([self._off, self._diagonal.unsqueeze(-1)], -1)
+        if len(start.shift_slope):
+            way = self._values() - start.values
+            shift = shift + torch.tensordot(way, start.shift_slope, 1)
+            change = change + torch.tensordot(way, start.factor_slope, 1)
+        off = start.factor[..., :-1] + change[..., :-1]
+        diagonal = start.factor[..., -1:] * change[..., -1:].exp()
         return prior.posterior(prior.place_mean + shift, torch.cat([off, diagonal], -1))
 
     def _named(self) -> dict[str, torch.nn.Parameter]:

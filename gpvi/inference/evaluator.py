@@ -208,8 +208,8 @@ class Evaluator:
         self._idle += 1
         if self._idle >= _MAX_IDLE:
             raise Stopped(
-                f"{_MAX_IDLE} evaluations gained less than {self.tolerance:g} nats per row, as far as gradients "
-                "with q held can tell",
+                f"{_MAX_IDLE} evaluations gained less than {self.tolerance:g} nats per row, as far as "
+                "gradients with q held can tell",
                 converged=True,
             )
 

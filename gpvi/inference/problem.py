@@ -182,7 +182,9 @@ class FitProblem:
         bool
             Whether one of them changed, and the objective with it.
         """
-        renew = self.approximation.refresh
+        renew, rows = self.approximation.refresh, self._used
+        if self.plan.groups is None and self.y.dim() == 1 and not bool(rows.all()):
+            self._plan_of_used(self.x[..., rows, :])
         plan, used = renew(self.gp, self.plan), self._used_plan
         fresh = None if used is None else renew(self.gp, used)
         changed = plan is not self.plan or fresh is not used

@@ -20,6 +20,9 @@ __all__ = ["ascend_in_rounds"]
 
 _STAGE = "full batch"
 
+# Sets of few neighbours may take turns for ever, each the best in the eyes of the other's lengthscales.
+_MAX_REFRESHES = 8
+
 
 def ascend_in_rounds(
     problem: FitProblem,
@@ -62,8 +65,12 @@ def ascend_in_rounds(
         Of the last round, with the iterations of all.
     """
     taken, number = 0, 0
+    if problem.approximation.refresh_period(problem.gp, problem.x) is not None:
+        # The first neighbours are those of the start, also where stored evaluations are played back.
+        problem.refresh()
     while True:
         period = problem.approximation.refresh_period(problem.gp, problem.x)
+        period = None if number >= _MAX_REFRESHES else period
         budget = max_iter - taken if period is None else min(period, max_iter - taken)
         stage = _STAGE if number == 0 else f"{_STAGE}, refresh {number}"
         suffix = "" if number == 0 else f".refresh-{number}"

@@ -49,7 +49,9 @@ def exact(gp: GaussianProcess, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
     return torch.distributions.MultivariateNormal(gp.mean(x), covariance).log_prob(y)
 
 
-def conditionals(gp: GaussianProcess, places: NeighborGeometry, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+def conditionals(
+    gp: GaussianProcess, places: NeighborGeometry, x: Tensor, y: Tensor, noise: Tensor
+) -> Tensor:
     """Log density of every response given its neighbours, one after the other."""
     order, rows = places.first[0], []
     K = gp.covariance(x) + noise.expand(len(x)).diag()
@@ -70,7 +72,10 @@ def conditionals(gp: GaussianProcess, places: NeighborGeometry, x: Tensor, y: Te
 @pytest.mark.parametrize("per_row", [False, True])
 def test_dense_conditionals(name: str, ordering: str, per_row: bool) -> None:
     gp, x = process(name), random(40, 2)
-    y, noise = responses(x), 0.05 + 0.1 * random(40, seed=2) if per_row else torch.tensor(0.1).double()
+    y, noise = (
+        responses(x),
+        0.05 + 0.1 * random(40, seed=2) if per_row else torch.tensor(0.1).double(),
+    )
     places = geometry(gp, x, 6, ordering)
     found = response_evidence(gp, places, x, y, noise)
     wanted = conditionals(gp, places, x, y, noise).sum(-1)

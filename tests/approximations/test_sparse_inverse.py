@@ -13,10 +13,10 @@ from torch import Tensor
 from gpvi.approximations import (
     Exact,
     GaussianProcess,
+    Sites,
     SparseInverseCholesky,
     SparseInversePosterior,
     SparseInversePrior,
-    Sites,
 )
 from gpvi.exceptions import AccuracyWarning, InputError, NumericalError, UnsupportedError
 from gpvi.linalg import NeighborPattern
@@ -155,6 +155,15 @@ class TestAgainstDenseAlgebra:
         assert float(both[0, 1] / both.diagonal().prod().sqrt()) > 0.8
         assert float(torch.linalg.eigvalsh(covariance).min()) > 0
 
+    def test_predictions_at_data_rows_and_repeated_inputs(self) -> None:
+        q = conditioned()
+        x, moments = uniform(150, 2)[:20], q.marginals()
+        assert gap(q.predict(x).mean, moments.mean[:20]) < 1e-5
+        assert gap(q.predict(x).variance, moments.variance[:20]) < 1e-5
+        assert gap(q.predict(x, joint=True).variance, moments.variance[:20]) < 1e-5
+        twice = q.predict(uniform(1, 2, seed=9).repeat(3, 1), joint=True).covariance_matrix
+        assert gap(twice, twice[0, 0].expand(3, 3)) < 1e-6
+
     def test_samples_have_the_joint_law(self) -> None:
         q, new = conditioned(60, 10), uniform(3, 2, seed=4)
         joint = q.predict(new, joint=True)
@@ -173,9 +182,7 @@ class TestAgainstDenseAlgebra:
         q_law = torch.distributions.MultivariateNormal(
             wanted.mean, precision_matrix=wanted.V @ wanted.V.mT
         )
-        p_law = torch.distributions.MultivariateNormal(
-            wanted.mu, precision_matrix=wanted.precision
-        )
+        p_law = torch.distributions.MultivariateNormal(wanted.mu, precision_matrix=wanted.precision)
         torch.testing.assert_close(
             q.log_ratio(draw), p_law.log_prob(at) - q_law.log_prob(at), rtol=1e-8, atol=1e-8
         )
@@ -313,7 +320,12 @@ class TestFamilies:
         assert q.log_partition.item() < best.log_partition.item()
         assert bool((q.marginals().variance > 0).all())
         assert q.kl().item() == pytest.approx(Dense(q).kl().item(), rel=2e-2)
-        assert float(torch.linalg.eigvalsh(q.predict(uniform(6, 2), joint=True).covariance_matrix).min()) > 0
+        assert (
+            float(
+                torch.linalg.eigvalsh(q.predict(uniform(6, 2), joint=True).covariance_matrix).min()
+            )
+            > 0
+        )
 
     def test_free_form(self) -> None:
         q = conditioned(60, 8)
@@ -321,7 +333,9 @@ class TestFamilies:
         assert free.free
         assert free.kl().item() == pytest.approx(q.kl().item())
         assert free.log_partition.item() == pytest.approx(-q.kl().item())
-        torch.testing.assert_close(free.predict(uniform(4, 2)).variance, q.predict(uniform(4, 2)).variance)
+        torch.testing.assert_close(
+            free.predict(uniform(4, 2)).variance, q.predict(uniform(4, 2)).variance
+        )
         with pytest.raises(UnsupportedError, match="free-form"):
             free.leave_one_out()
         with pytest.raises(InputError, match="positive"):
@@ -348,10 +362,13 @@ class TestBatches:
             assert q.log_partition[i].item() == pytest.approx(one.log_partition.item(), abs=1e-9)
             assert gap(q.marginals().variance[i], one.marginals().variance) < 1e-9
             assert gap(q.predict(new).mean[i], one.predict(new).mean) < 1e-9
-            assert gap(
-                q.predict(new, joint=True).covariance_matrix[i],
-                one.predict(new, joint=True).covariance_matrix,
-            ) < 1e-9
+            assert (
+                gap(
+                    q.predict(new, joint=True).covariance_matrix[i],
+                    one.predict(new, joint=True).covariance_matrix,
+                )
+                < 1e-9
+            )
 
     def test_groups_with_different_numbers_of_duplicates(self) -> None:
         first, second, third = uniform(15, 2), uniform(9, 2, seed=1), uniform(1, 2, seed=2)
@@ -610,7 +627,9 @@ class TestCopies:
             plan.geometry(process())
         for copied in (copy.deepcopy(plan), pickle.loads(pickle.dumps(plan))):
             assert bool(copied._kept) is used
-            assert torch.equal(copied.geometry(process()).neighbors, plan.geometry(process()).neighbors)
+            assert torch.equal(
+                copied.geometry(process()).neighbors, plan.geometry(process()).neighbors
+            )
             prior = approximation.prior(process(), x, plan=copied)
             assert isinstance(prior, SparseInversePrior)
         assert not plan.anew()._kept

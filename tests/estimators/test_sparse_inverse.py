@@ -60,9 +60,9 @@ class TestPredictions:
     def test_three_classes(self) -> None:
         X, _ = data(GPClassifier, 200)
         y = np.digitize(surface(X), [-0.4, 0.4])
-        fitted = model(GPClassifier, max_iter=4).fit(X, y)
-        assert fitted.score(X, y) > 0.9
-        np.testing.assert_allclose(fitted.predict_proba(NEW).sum(-1), 1.0)
+        fast, exact = (model(GPClassifier, name, max_iter=3).fit(X, y) for name in ("sic", "exact"))
+        assert fast.elbo_ == pytest.approx(exact.elbo_, abs=1.0)
+        np.testing.assert_allclose(predictions(fast), predictions(exact), atol=0.02)
 
     def test_covariance_is_full(self) -> None:
         X, y = data(GPRegressor)
@@ -150,7 +150,7 @@ class TestRows:
         assert np.abs(fast.predict(NEW) - exact.predict(NEW)).max() < 0.15
         assert "100 locations of 120 rows" in str(fast.summary())
 
-    def test_categories_and_many_columns(self) -> None:
+    def test_many_columns(self) -> None:
         X, y = data(GPRegressor, 60)
         wide = np.concatenate([X, np.random.default_rng(2).normal(size=(60, 12))], -1)
         with pytest.warns(AccuracyWarning, match="14 input columns"):
@@ -219,7 +219,13 @@ class TestChoice:
 
     @pytest.mark.parametrize(
         ("kernel", "columns"),
-        [("rbf", 2), ("matern32 + rbf", 2), ("matern32 + linear", 2), ("matern32", 4), ("linear", 2)],
+        [
+            ("rbf", 2),
+            ("matern32 + rbf", 2),
+            ("matern32 + linear", 2),
+            ("matern32", 4),
+            ("linear", 2),
+        ],
     )
     def test_elsewhere_inducing_points(self, kernel: str, columns: int) -> None:
         assert isinstance(self.chosen(kernel, columns).approximation, InducingPoints)

@@ -393,7 +393,9 @@ class TestRefusals:
         """The warm start has moved the hyperparameters when the full batch fails; they go back."""
 
         class Fragile(InducingPoints):
-            def collapsed_objective(self, gp, x, y, noise, *, tighter, copies=None, plan=None, terms=None):
+            def collapsed_objective(
+                self, gp, x, y, noise, *, tighter, copies=None, plan=None, terms=None
+            ):
                 raise NumericalError("broken")
 
         self.refused(

@@ -47,7 +47,9 @@ def test_parts_take_the_shortest() -> None:
 
 
 def test_active_columns() -> None:
-    check(matern(0.4, active_dims=(2,)) + matern([3.0, 0.7], active_dims=(0, 2)), [3.0, math.inf, 0.4])
+    check(
+        matern(0.4, active_dims=(2,)) + matern([3.0, 0.7], active_dims=(0, 2)), [3.0, math.inf, 0.4]
+    )
     check(matern([0.4, 0.9], active_dims=(2, 0)), [0.9, math.inf, 0.4])
 
 
