@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["collect_warnings", "warn"]
+__all__ = ["collect_warnings", "warn", "without"]
 
 _OWN_PACKAGES = ("gpvi", "gpytorch", "linear_operator", "torch")
 
@@ -40,6 +40,16 @@ def collect_warnings() -> Iterator[list[tuple[type[Warning], str]]]:
         yield collected
     finally:
         _COLLECTED.reset(token)
+
+
+@contextmanager
+def without(category: type[Warning]) -> Iterator[None]:
+    """Drop this package's own warnings of one category; others are issued at the end."""
+    with collect_warnings() as collected:
+        yield
+    for kind, message in collected:
+        if not issubclass(kind, category):
+            warn(message, kind)
 
 
 def _package(namespace: dict[str, object]) -> str:

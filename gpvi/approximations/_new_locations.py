@@ -60,6 +60,8 @@ def new_marginals(posterior: "SparseInversePosterior", x: Tensor) -> tuple[Tenso
     def moments(position: Position, shift: Tensor, factor: Tensor) -> Tensor:
         pattern = prior.factor_pattern(position_in(prior.lead, position))
         rows = x[position_in(x.shape[:-2], position)]
+        if not len(rows):
+            return torch.stack([shift[..., :0], shift[..., :0]])
         parts = []
         for part in rows.split(_CHUNK):
             index, columns = _columns(prior, position, part, among=False)
@@ -97,6 +99,8 @@ def joint_moments(posterior: "SparseInversePosterior", x: Tensor) -> tuple[Tenso
     def moments(position: Position, shift: Tensor, factor: Tensor) -> Tensor:
         pattern = prior.factor_pattern(position_in(prior.lead, position))
         rows = x[position_in(x.shape[:-2], position)]
+        if not len(rows):
+            return shift.new_zeros(*shift.shape[:-1], 1, 0)
         order = _order(prior, rows)
         index, columns = _columns(prior, position, rows[order], among=True)
         old, values = _old_part(index, columns, prior.num_basis)

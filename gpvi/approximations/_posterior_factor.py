@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gpvi.exceptions import NumericalError
+from gpvi._warnings import warn
+from gpvi.exceptions import AccuracyWarning, NumericalError
 from gpvi.linalg import NeighborPattern, incomplete_cholesky
 
 # Relative rounding that a pivot may fall below its bound by.
@@ -48,27 +49,21 @@ def posterior_factor(
         V.
     """
     proper = bool((precision >= 0.0).all())
+    own = on is pattern
     try:
-        own = None if on is pattern else on
-        factor = incomplete_cholesky(pattern, columns, precision, on=own)
+        factor = incomplete_cholesky(pattern, columns, precision, on=None if own else on)
     except NumericalError:
         if not (proper and bool(torch.isfinite(columns).all())):
             raise
-        if on is not pattern:
-            return _independent(pattern, columns, precision, on)
     else:
-        if on is not pattern:
-            return factor
         least = columns[..., -1].square() + precision
-        if not proper or bool((factor[..., -1].square() >= (1.0 - _SLACK) * least).all()):
+        if not (own and proper) or bool((factor[..., -1].square() >= (1 - _SLACK) * least).all()):
             return factor
+    warn(
+        "The incomplete Cholesky factor of the posterior's precision broke down (a smooth kernel, too few "
+        "neighbours, or a random order). A local factor serves instead: means are exact as before, variances "
+        "and the bound are cruder. Use more neighbours, ordering='maximin', a rougher kernel, or a larger "
+        "nugget.",
+        AccuracyWarning,
+    )
     return local(precision)
-
-
-def _independent(
-    pattern: NeighborPattern, columns: Tensor, precision: Tensor, on: NeighborPattern
-) -> Tensor:
-    """Diagonal factor, which always exists, on a pattern whose other entries it leaves at zero."""
-    single = NeighborPattern(on.neighbors[:, :0].contiguous(), on.schedule)
-    diagonal = incomplete_cholesky(pattern, columns, precision, on=single)
-    return torch.nn.functional.pad(diagonal, (on.num_neighbors, 0))

@@ -135,7 +135,7 @@ class SparseInverseCholesky(Approximation):
     ordering : {"maximin", "random"}
         Order of the locations. In a maximin order (each as far as possible from those before) the incomplete
         factor of the posterior is safe; in a random one the evidence of the responses is fine, also in many
-        columns, and posterior variances may have to come from a cruder, local factor.
+        columns, and posterior variances may have to come from a cruder, local factor (with a warning).
     neighbors : {"euclidean", "correlation"}
         Nearest in distance, scaled by lengthscales, or largest in correlation, for kernels whose
         correlation does not fall with distance (periodic, non-stationary, without lengthscales).
@@ -233,6 +233,8 @@ class SparseInverseCholesky(Approximation):
             For every hyperparameter value; :meth:`refresh` says when to make another.
         """
         base = Plan.build(x, groups)
+        if not x.shape[-2]:
+            raise InputError(f"x has shape {tuple(x.shape)}: there is no row to condition on.")
         _check_columns(x)
         rows = x.detach().clone()
         if base.groups is not None:
@@ -277,9 +279,11 @@ class SparseInverseCholesky(Approximation):
             The same one while the neighbours are those that would be found today, up to changes of the
             lengthscales' ratios by less than five per cent.
         """
-        if not isinstance(plan, SparseInversePlan) or self.refresh_every is None:
+        if not isinstance(plan, SparseInversePlan):
             return plan
         old = plan.geometry(gp)  # found now, if nobody has asked before
+        if self.refresh_every is None:
+            return plan
         if self.options.neighbors == "euclidean":
             new = distance_scale(gp, plan.inputs.shape[-1], "euclidean")
             if scale_change(old.scale, new) <= _REFRESH_CHANGE:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpvi._warnings import without
 from gpvi.approximations import Approximation, GaussianProcess, Plan, Posterior, Prior, Sites
-from gpvi.exceptions import InputError
+from gpvi.exceptions import AccuracyWarning, InputError
 from gpvi.inference.cvi import CVIResult, cvi
 from gpvi.inference.data_term import data_term
 from gpvi.inference.parameters import log_prior
@@ -193,9 +194,11 @@ class FitProblem:
 
     def value(self) -> Tensor:
         """Objective at today's parameters, scalar total nats (plus log priors), on the graph."""
-        bound = self.gaussian_value()
-        if bound is None:
-            bound = self._fixed_point_value()
+        # An optimiser passes hyperparameters that are no result; :meth:`infer` warns of those that are.
+        with without(AccuracyWarning):
+            bound = self.gaussian_value()
+            if bound is None:
+                bound = self._fixed_point_value()
         return bound.sum() + log_prior(list(self.modules.values()))
 
     def infer(self) -> CVIResult:

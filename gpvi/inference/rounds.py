@@ -65,9 +65,8 @@ def ascend_in_rounds(
         Of the last round, with the iterations of all.
     """
     taken, number = 0, 0
-    if problem.approximation.refresh_period(problem.gp, problem.x) is not None:
-        # The first neighbours are those of the start, also where stored evaluations are played back.
-        problem.refresh()
+    # The first neighbours are those of the start, also where stored evaluations are played back.
+    problem.refresh()
     while True:
         period = problem.approximation.refresh_period(problem.gp, problem.x)
         period = None if number >= _MAX_REFRESHES else period

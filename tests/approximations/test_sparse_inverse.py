@@ -250,6 +250,7 @@ class TestDuplicates:
         assert pair.kl_is_whole
 
     @pytest.mark.parametrize("family", ["diagonal", "first_points"])
+    @pytest.mark.filterwarnings("ignore:The incomplete Cholesky")
     def test_rows_of_other_families(self, family: str) -> None:
         q = conditioned(25, 5, family=family)
         mean = torch.stack([q.rows(torch.tensor([n])).kl() for n in range(25)]).mean()
@@ -312,6 +313,7 @@ class TestGradient:
 
 class TestFamilies:
     @pytest.mark.parametrize("family", ["diagonal", "first_points"])
+    @pytest.mark.filterwarnings("ignore:The incomplete Cholesky")
     def test_lower_bounds(self, family: str) -> None:
         best, q = conditioned(120, 10), conditioned(120, 10, family=family)
         assert bool((q.factor[..., -1] > 0).all())
@@ -425,6 +427,7 @@ def dense_evidence(gp: GaussianProcess, x: Tensor, sites: Sites) -> Tensor:
 
 
 class TestNeighbors:
+    @pytest.mark.filterwarnings("ignore:The incomplete Cholesky")
     def test_correlation_sees_periods(self) -> None:
         kernel = gpytorch.kernels.PeriodicKernel().double()
         kernel.period_length, kernel.lengthscale = 1.0, 1.5
@@ -475,6 +478,7 @@ class TestNeighbors:
 
     @pytest.mark.parametrize("noise", [0.1, 0.01])
     @pytest.mark.parametrize(("lengthscale", "share"), [(0.1, 0.1), (0.3, 0.5)])
+    @pytest.mark.filterwarnings("ignore:The incomplete Cholesky")
     def test_smooth_kernel_in_random_order(
         self, noise: float, lengthscale: float, share: float
     ) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpvi.approximations import Exact, InducingPoints, StateSpace
+from gpvi.approximations import Exact, InducingPoints, SparseInverseCholesky, StateSpace
 from gpvi.estimators import GPClassifier, GPCountRegressor, GPRegressor
 from gpvi.estimators.building import choose, dense_limit, exact_states
 from gpvi.exceptions import InputError, UnsupportedError
@@ -194,9 +194,10 @@ class TestChoice:
     def test_spectral_mixtures_are_approximated(self) -> None:
         assert exact_states(gpytorch.kernels.SpectralMixtureKernel(num_mixtures=2)) is None
 
-    def test_several_columns_change_nothing(self) -> None:
+    def test_several_columns_never_take_it(self) -> None:
         assert isinstance(choice(columns=2).approximation, Exact)
-        assert isinstance(choice(columns=2, num_rows=2_001).approximation, InducingPoints)
+        assert isinstance(choice(columns=2, num_rows=2_001).approximation, SparseInverseCholesky)
+        assert isinstance(choice(columns=4, num_rows=2_001).approximation, InducingPoints)
 
     def test_what_speaks_of_inducing_points_gets_them(self) -> None:
         changes = {"num_rows": 5_000}

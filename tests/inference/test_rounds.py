@@ -80,6 +80,7 @@ class TestFits:
         ratio = (scale / found[0]).log()
         assert float(ratio.max() - ratio.min()) < 0.05 + 1e-9
 
+    @pytest.mark.filterwarnings("ignore:The incomplete Cholesky")
     def test_refreshing_helps(self) -> None:
         values = {}
         for period in (5, None):
