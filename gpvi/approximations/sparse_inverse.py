@@ -171,8 +171,8 @@ class SparseInverseCholesky(Approximation):
     >>> x = torch.rand(500, 2, dtype=torch.float64)
     >>> gp = GaussianProcess(gpytorch.kernels.MaternKernel(nu=1.5).double())
     >>> posterior = SparseInverseCholesky(10).prior(gp, x).condition(Sites.zeros((500,)))
-    >>> round(posterior.predict(x[:1]).variance.item(), 2)
-    1.0
+    >>> posterior.prior.columns.shape
+    torch.Size([500, 11])
     """
 
     whole_data = True

@@ -126,7 +126,7 @@ class SparseInversePrior(Prior):
 
     @property
     def lead(self) -> torch.Size:
-        """Leading dims *g of the data sets."""
+        """Leading dims of the data sets."""
         return self.x.shape[:-2]
 
     @property
