@@ -4,7 +4,7 @@ The mean solves the prior precision plus the sites' by conjugate gradients, to r
 the incomplete Cholesky factor of the same matrix, so that q is not exactly prior times sites: the
 divergence comes from the two factors, and the log partition is the lower bound that goes with it. Both
 are exact where the pattern holds all earlier locations. Variances use the ancestors of a location up to
-two generations back.
+three generations back.
 
 References
 ----------

@@ -171,7 +171,7 @@ class TestAgainstDenseAlgebra:
         assert gap(draw.mean(0), joint.mean) < 0.03
         assert gap(torch.cov(draw.mT), joint.covariance_matrix) < 0.03
         at_rows = q.rsample((20_000,), generator=torch.Generator().manual_seed(0)).values
-        # Samples use the whole factor, variances two generations of ancestors.
+        # Samples use the whole factor, variances three generations of ancestors.
         assert gap(at_rows.var(0) / Dense(q).variances(), torch.ones(60)) < 0.06
 
     def test_log_ratio_and_log_prob(self) -> None:

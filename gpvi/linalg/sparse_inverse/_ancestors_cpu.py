@@ -129,7 +129,7 @@ def _run(
     rows, visit = sets.rows.contiguous().numpy(), sets.visit.contiguous().numpy()
     arrays = (*_arrays(sets.pattern), V, index, counts, b, rows, visit)
     seeds = index.shape[1] + 1 + (sets.pattern.num_neighbors if sets.union else 0)
-    room = min(sets.pattern.num_rows, LANES * seeds * (sets.pattern.num_neighbors + 1))
+    room = min(sets.pattern.num_rows, LANES * seeds * (sets.pattern.num_neighbors + 1) ** 2)
 
     def part(worker: int) -> None:
         start, stop = (-(-R // LANES) * n // workers * LANES for n in (worker, worker + 1))
@@ -269,15 +269,21 @@ def _gather(  # type: ignore[no-untyped-def] # pragma: no cover
             for k in range(counts[q]):
                 size = _add(neighbors[q, k], bit, reach, reached, size)
     for t in range(size):
-        bits[t] = reach[reached[t]]
         _note(np.uint64(reached[t]), words, summary)
-    for t in range(size):
-        c = np.uint64(reached[t])
-        for k in range(counts[c]):
-            a = np.uint64(neighbors[c, k])
-            if reach[a] == 0:
-                _note(a, words, summary)
-            reach[a] |= bits[t]
+    for _ in range(2):
+        found = size
+        # Lanes as they were before this generation: a step at a time.
+        for t in range(found):
+            bits[t] = reach[reached[t]]
+        for t in range(found):
+            c = np.uint64(reached[t])
+            for k in range(counts[c]):
+                a = np.uint64(neighbors[c, k])
+                if reach[a] == 0:
+                    _note(a, words, summary)
+                    reached[size] = a
+                    size += 1
+                reach[a] |= bits[t]
     return _list(words, summary, reach, members, masks, position)
 
 

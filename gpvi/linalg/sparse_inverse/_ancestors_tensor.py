@@ -26,7 +26,8 @@ class AncestorSets:
     """Rows and the indices that their right-hand sides live on.
 
     Row ``rows[r]`` of ``index`` belongs to output r. ``own`` adds the number of the row itself, ``union``
-    also its neighbours in the pattern. The ancestors are all these and their neighbours. Besides the
+    also its neighbours in the pattern. The ancestors are all these, their neighbours and the neighbours'
+    neighbours. Besides the
     right-hand side of values, ``unit`` asks for that of the row's own unit vector.
     """
 
@@ -205,7 +206,7 @@ def _chunks(sets: AncestorSets, batch: int) -> Iterator[_Blocks]:
     neighbors = sets.pattern.neighbors.long()
     M, m = neighbors.shape
     width = sets.index.shape[1] + 1 + (m if sets.union else 0)
-    for part in sets.visit.split(max(1, _CHUNK // (width * (m + 1)))):
+    for part in sets.visit.split(max(1, _CHUNK // (width * (m + 1) ** 2))):
         q = sets.rows[part].long()
         index = sets.index[q].long()
         parts = [index]
@@ -214,8 +215,10 @@ def _chunks(sets: AncestorSets, batch: int) -> Iterator[_Blocks]:
         if sets.union:
             parts.append(neighbors[q])
         seeds = torch.cat(parts, -1)
-        lists = torch.cat([seeds, _neighbors_of(neighbors, seeds).flatten(1)], -1)
-        ancestors = _distinct(torch.where(lists < 0, M, lists), M)
+        for _ in range(2):
+            lists = torch.cat([seeds, _neighbors_of(neighbors, seeds).flatten(1)], -1)
+            ancestors = _distinct(torch.where(lists < 0, M, lists), M)
+            seeds = torch.where(ancestors < M, ancestors, -1)
         size = max(1, _CHUNK // (batch * max(1, ancestors.shape[1]) ** 2))
         for chunk in range(0, len(part), size):
             cut = slice(chunk, chunk + size)

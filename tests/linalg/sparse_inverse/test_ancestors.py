@@ -26,8 +26,10 @@ def neighbors_of(pattern: NeighborPattern, i: int) -> set[int]:
 
 
 def truncated(pattern: NeighborPattern, V: Tensor, seeds: set[int], b: Tensor) -> Tensor:
-    """``|V_AA^-1 b_A|^2`` for the seeds and their neighbours."""
-    A = sorted(seeds.union(*[neighbors_of(pattern, c) for c in seeds]))
+    """``|V_AA^-1 b_A|^2`` for the seeds, their neighbours and the neighbours of these."""
+    for _ in range(2):
+        seeds = seeds.union(*[neighbors_of(pattern, c) for c in seeds])
+    A = sorted(seeds)
     x = torch.linalg.solve_triangular(V[..., A, :][..., A], b[..., A].unsqueeze(-1), upper=True)
     return x.square().sum((-2, -1))
 
