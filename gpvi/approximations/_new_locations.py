@@ -17,7 +17,6 @@ from gpvi.approximations._gather import take_rows
 from gpvi.approximations._per_pattern import Position, flat, per_pattern, position_in
 from gpvi.approximations._random import standard_normal
 from gpvi.approximations._sparse_columns import columns_at
-from gpvi.approximations.neighbor_geometry import kernel_of
 from gpvi.linalg import (
     NeighborPattern,
     earlier_neighbors,
@@ -170,9 +169,7 @@ def sample_new(
 
 
 def _order(prior: "SparseInversePrior", rows: Tensor) -> Tensor:
-    scale = prior.geometry.scale.to(rows.device)
-    used = torch.isfinite(scale)
-    return maximin_order((rows.detach().double() / scale)[:, used])
+    return maximin_order(prior.geometry.scaled(rows))
 
 
 def _columns(
@@ -203,9 +200,7 @@ def _neighbors(
         if prior.options.neighbors == "correlation":
             index = _most_correlated(prior, known, rows, number, among)
         else:
-            scale = prior.geometry.scale.to(rows.device)
-            used = torch.isfinite(scale)
-            old, new = ((part.detach().double() / scale)[:, used] for part in (known, rows))
+            old, new = prior.geometry.scaled(known), prior.geometry.scaled(rows)
             if among:
                 index = earlier_neighbors(torch.cat([old, new]), number, first=len(old))
             else:
@@ -218,7 +213,6 @@ def _most_correlated(
 ) -> Tensor:
     """The locations (and earlier new inputs) of largest correlation, ascending, -1 behind them."""
     gp = prior.gp
-    kernel_of(gp)
     others = torch.cat([known, rows]) if among else known
     deviation = gp.variance(others).sqrt()
     size = max(1, _BLOCK // max(1, len(others)))

@@ -58,13 +58,37 @@ def columns_at(
             return columns(nugget * scale)
         batch = [columns(nugget * scale + row) for row in noise.reshape(-1, noise.shape[-1])]
         return torch.stack(batch).reshape(*noise.shape[:-1], *batch[0].shape)
+    return kernel_columns(gp, points, neighbors, own, nugget, schedule, noise)
+
+
+def kernel_columns(
+    gp: GaussianProcessLike,
+    points: Tensor,
+    neighbors: Tensor,
+    own: Tensor,
+    nugget: float,
+    schedule: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """Columns of any kernel, evaluated at the distinct pairs of neighbours.
+
+    Parameters
+    ----------
+    gp, points, neighbors, own, nugget, schedule, noise : object
+        As for :func:`columns_at`.
+
+    Returns
+    -------
+    Tensor, shape [*b, R, m + 1]
+        In double precision.
+    """
     kernel = kernel_of(gp)
-    variance = pair_covariance(kernel, points, points).double()
 
     def covariance(first: Tensor, second: Tensor) -> Tensor:
         left, right = points.index_select(0, first), points.index_select(0, second)
         return pair_covariance(kernel, left, right).double()
 
+    variance = pair_covariance(kernel, points, points).double()
     extra = nugget * variance if noise is None else nugget * variance + noise
     batch = torch.broadcast_shapes(variance.shape[:-1], extra.shape[:-1])
     variance = variance.expand(*batch, -1)

@@ -44,7 +44,7 @@ _ORDERINGS = ("maximin", "random")
 # How near two locations are: by their distance in lengthscales, or by their correlation.
 _DISTANCES = ("euclidean", "correlation")
 
-
+# The most neighbours: blocks of so many are factorised for every location.
 _MOST = 1_000
 
 
@@ -155,6 +155,21 @@ class NeighborGeometry(IndexStructure):
             total = torch.zeros(self.first.shape, dtype=torch.float64, device=self.place.device)
             return total.scatter_add(-1, self.place, ones)
 
+    def scaled(self, x: Tensor) -> Tensor:
+        """Inputs in the units in which neighbours are near.
+
+        Parameters
+        ----------
+        x : Tensor, shape [Q, D]
+            Inputs.
+
+        Returns
+        -------
+        Tensor, shape [Q, D_used]
+            In lengthscales, off the graph, in double precision.
+        """
+        return _in_lengthscales(x, self.scale)
+
     @classmethod
     def build(
         cls, gp: GaussianProcessLike, x: Tensor, options: GeometryOptions
@@ -261,9 +276,8 @@ def _one_set(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """First rows, places, ranks, neighbours and schedule of one data set [T, D]."""
     first, location = merge_duplicates(x)
-    used = torch.isfinite(scale)
     distinct = x[first]
-    scaled = (distinct.double() / scale.to(x.device))[:, used]
+    scaled = _in_lengthscales(distinct, scale)
     order = _order(scaled, options)
     rank = torch.argsort(order)
     number = min(options.num_neighbors, len(order) - 1)
@@ -277,6 +291,12 @@ def _one_set(
         with torch.no_grad():
             neighbors = correlation_neighbors(correlation, points, number)
     return first[order], rank[location], rank, neighbors, spatial_order(points)
+
+
+def _in_lengthscales(x: Tensor, scale: Tensor) -> Tensor:
+    """Columns that have a lengthscale, in units of it."""
+    scale = scale.to(x.device)
+    return (x.detach().double() / scale)[:, torch.isfinite(scale)]
 
 
 def _order(points: Tensor, options: GeometryOptions) -> Tensor:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from gpvi.approximations._gather import add_last, take_rows
-from gpvi.approximations._sparse_columns import closed_form
+from gpvi.approximations._sparse_columns import closed_form, kernel_columns
 from gpvi.approximations.gaussian_process import GaussianProcessLike
-from gpvi.approximations.neighbor_geometry import NeighborGeometry, kernel_of, pair_covariance
-from gpvi.linalg import inverse_columns, row_log_densities, row_log_evidence
+from gpvi.approximations.neighbor_geometry import NeighborGeometry
+from gpvi.linalg import row_log_densities, row_log_evidence
 
 __all__ = ["response_evidence"]
 
@@ -110,11 +110,6 @@ def _conditionals(
             variances,
             schedule=schedule,
         )
-    kernel = kernel_of(gp)
-
-    def covariance(first: Tensor, second: Tensor) -> Tensor:
-        return pair_covariance(kernel, points[first], points[second])
-
-    variance = pair_covariance(kernel, points, points)
-    columns = inverse_columns(covariance, variance, neighbors, own, variances, schedule=schedule)
-    return row_log_densities(columns, neighbors, own, responses).sum(-1)
+    columns = kernel_columns(gp, points, neighbors, own, 0.0, schedule, variances)
+    total = row_log_densities(columns, neighbors, own, responses.double()).sum(-1)
+    return total.to(responses)

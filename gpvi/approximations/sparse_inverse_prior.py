@@ -399,8 +399,7 @@ class SparseInversePrior(Prior):
 
     def _around(self, position: Position, points: Tensor) -> Tensor:
         """Nearest locations of every location, itself included, int32 [M, k]."""
-        scale = self.geometry.scale.to(points.device)
-        scaled = (points.detach().double() / scale)[:, torch.isfinite(scale)]
+        scaled = self.geometry.scaled(points)
         number = min(self.options.num_neighbors + 1, self.num_basis)
         return nearest_points(scaled, scaled, number)
 
