@@ -5,7 +5,9 @@ least that given its neighbours and its own site, :math:`V_{cc}^2 \ge U_{cc}^2 +
 keeps to that in maximin orders and for rough kernels. Elsewhere it may break down; the local factor takes
 its place, whose column c describes :math:`f_c` given its earlier neighbours and the sites *around* it,
 earlier and later ones. That is a column of the prior's own kind, with noisy copies of the values around as
-further neighbours, so that it always exists and no column waits for another.
+further neighbours, so that it always exists and no column waits for another. On patterns other than the
+prior's the diagonal factor does instead: there a factor that describes conditionals well may still be far
+from the prior in divergence.
 """
 
 from collections.abc import Callable
@@ -41,7 +43,7 @@ def posterior_factor(
     on : NeighborPattern
         Of the factor.
     local : callable
-        The local factor for precisions.
+        The local factor on the prior's pattern for precisions.
 
     Returns
     -------
@@ -61,9 +63,18 @@ def posterior_factor(
             return factor
     warn(
         "The incomplete Cholesky factor of the posterior's precision broke down (a smooth kernel, too few "
-        "neighbours, or a random order). A local factor serves instead: means are exact as before, variances "
-        "and the bound are cruder. Use more neighbours, ordering='maximin', a rougher kernel, or a larger "
-        "nugget.",
+        f"neighbours, or a random order). A {'local' if own else 'diagonal'} factor serves instead: means "
+        "are exact as before, variances and the bound are cruder. Use more neighbours, ordering='maximin', a "
+        "rougher kernel, or a larger nugget.",
         AccuracyWarning,
     )
-    return local(precision)
+    return local(precision) if own else _diagonal(pattern, columns, precision, on)
+
+
+def _diagonal(
+    pattern: NeighborPattern, columns: Tensor, precision: Tensor, on: NeighborPattern
+) -> Tensor:
+    """Diagonal factor, which always exists, on a pattern whose other entries it leaves at zero."""
+    single = NeighborPattern(on.neighbors[:, :0].contiguous(), on.schedule)
+    diagonal = incomplete_cholesky(pattern, columns, precision, on=single)
+    return torch.nn.functional.pad(diagonal, (on.num_neighbors, 0))

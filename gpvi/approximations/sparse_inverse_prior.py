@@ -373,13 +373,13 @@ class SparseInversePrior(Prior):
 
         def factorise(position: Position, U: Tensor, w: Tensor) -> Tensor:
             own, on = self.pattern(position), pattern(position)
-            return posterior_factor(own, U, w, on, lambda w: self._local_factor(position, on, w))
+            return posterior_factor(own, U, w, on, lambda w: self._local_factor(position, w))
 
         return per_pattern(self.lead, factorise, (self.columns, 2), (lam2, 1), trailing=2)
 
-    def _local_factor(self, position: Position, pattern: NeighborPattern, lam2: Tensor) -> Tensor:
+    def _local_factor(self, position: Position, lam2: Tensor) -> Tensor:
         """Columns given earlier neighbours and noisy copies of the values around, copies left out."""
-        points, M = self.points[position], self.num_basis
+        pattern, points, M = self.pattern(position), self.points[position], self.num_basis
         # Noisy copies of the locations stand behind them, as points M, ..., 2 M - 1.
         around = self._around(position, points) + M
         real = self.geometry.real[flat(self.lead, position)].unsqueeze(-1)

@@ -5,8 +5,7 @@ With a precision :math:`VV^\top` and V upper triangular on a pattern of earlier 
 few entries, :math:`b^\top (VV^\top)^{-1} b = |V^{-1}b|^2` is therefore a sum over ancestors, most of it
 over the nearest. Here the ancestors A are the indices of b, the neighbours of each and the neighbours of
 these, and the block :math:`V_{AA}` is solved exactly; with the neighbours of a point among its indices this
-goes three generations back. (Two are not enough where data are weak: without data, and 30 neighbours in two
-columns, variances were then off by a tenth, and with three by a thousandth.)
+goes three generations back. (Two are not enough where data are weak.)
 A row's cost does not depend on how many rows there are. What lies further away is left out: if no entry
 beside the diagonal is positive and right-hand sides have one sign, the results are lower bounds.
 
