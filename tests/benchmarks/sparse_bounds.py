@@ -2,8 +2,8 @@
 
     python tests/benchmarks/sparse_bounds.py --data DIR
 
-X and y standardised, Matern-5/2 with lengthscale 1.5, variance 1 and noise variance 0.1. The own evidence is that
-of the prior N(0, (UU')^-1) with noise, by dense algebra.
+X and y standardised, Matern-5/2 with lengthscale 1.5, variance 1 and noise variance 0.1. The own evidence
+is that of the prior N(0, (UU')^-1) with noise, by dense algebra.
 """
 
 import argparse
