@@ -24,7 +24,6 @@ from gpvi.linalg import (
     inverse_gram,
     inverse_norms,
     maximin_order,
-    nearest_points,
 )
 
 if TYPE_CHECKING:
@@ -184,15 +183,16 @@ def _columns(
     # Padding is behind the locations; new inputs come behind both, so that numbers stay those of places.
     filler = known[:1].expand(M - len(known), -1)
     points = torch.cat([known, filler, rows])
-    index = _neighbors(prior, known, rows, M, among)
+    index = _neighbors(prior, entry, known, rows, among)
     own = torch.arange(M, M + len(rows), dtype=torch.int32, device=rows.device)
     return index, columns_at(prior.gp, points, index, own, prior.nugget)
 
 
 def _neighbors(
-    prior: "SparseInversePrior", known: Tensor, rows: Tensor, M: int, among: bool
+    prior: "SparseInversePrior", entry: int, known: Tensor, rows: Tensor, among: bool
 ) -> Tensor:
     """Nearest locations of new inputs (and new inputs before them), int32 [Q, m]."""
+    M = prior.num_basis
     number = min(
         prior.options.num_prediction_neighbors, len(known) + (len(rows) - 1 if among else 0)
     )
@@ -200,12 +200,26 @@ def _neighbors(
         if prior.options.neighbors == "correlation":
             index = _most_correlated(prior, known, rows, number, among)
         else:
-            old, new = prior.geometry.scaled(known), prior.geometry.scaled(rows)
-            if among:
-                index = earlier_neighbors(torch.cat([old, new]), number, first=len(old))
-            else:
-                index = nearest_points(old, new, number)
+            search, new = prior.geometry.search(entry, known), prior.geometry.scaled(rows)
+            index = search.nearest(new, min(number, len(known)))
+            if among and len(rows) > 1:
+                old = prior.geometry.scaled(known)
+                index = _nearest_of_both(old, new, index, number)
     return torch.where(index >= len(known), index + (M - len(known)), index).to(torch.int32)
+
+
+def _nearest_of_both(old: Tensor, new: Tensor, index: Tensor, number: int) -> Tensor:
+    """The nearest of the nearest locations and the nearest new inputs before, ascending, -1 behind."""
+    before = earlier_neighbors(new, min(number, len(new) - 1))
+    both = torch.cat([index, torch.where(before >= 0, before + len(old), -1)], -1)
+    points = torch.cat([old, new])
+    gap = (points[both.long().clamp_min(0)] - new.unsqueeze(-2)).square().sum(-1)
+    gap = gap.masked_fill(both < 0, torch.inf)
+    nearest = torch.argsort(gap, dim=-1, stable=True)[..., :number]
+    none = len(points)
+    kept = both.gather(-1, nearest)
+    kept = torch.where(kept >= 0, kept, none).sort(dim=-1).values
+    return torch.where(kept < none, kept, -1)
 
 
 def _most_correlated(

@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from gpytorch.kernels import Kernel
@@ -29,10 +30,11 @@ from gpvi.exceptions import InputError, UnsupportedError
 from gpvi.kernels import column_lengthscales
 from gpvi.linalg import (
     NeighborPattern,
+    NeighborSearch,
     correlation_neighbors,
-    earlier_neighbors,
     maximin_order,
     merge_duplicates,
+    order_by_level,
     spatial_order,
 )
 
@@ -155,6 +157,26 @@ class NeighborGeometry(IndexStructure):
             total = torch.zeros(self.first.shape, dtype=torch.float64, device=self.place.device)
             return total.scatter_add(-1, self.place, ones)
 
+    def search(self, entry: int, known: Tensor) -> NeighborSearch:
+        """What finds the nearest locations of a data set; kept for the next question.
+
+        Parameters
+        ----------
+        entry : int
+            Number of the data set.
+        known : Tensor, shape [K, D]
+            Its locations in their order, padding left out.
+
+        Returns
+        -------
+        NeighborSearch
+            Numbers are places.
+        """
+        kept: dict[int, NeighborSearch] = vars(self).setdefault("_searches", {})
+        if entry not in kept:
+            kept[entry] = NeighborSearch(self.scaled(known))
+        return kept[entry]
+
     def scaled(self, x: Tensor) -> Tensor:
         """Inputs in the units in which neighbours are near.
 
@@ -201,13 +223,15 @@ class NeighborGeometry(IndexStructure):
             )
         scale = distance_scale(gp, x.shape[-1], options.neighbors)
         sets = [_one_set(gp, rows, scale, options) for rows in x]
-        most = max(len(part[0]) for part in sets)
-        width = max(part[3].shape[-1] for part in sets)
+        most = max(len(part.first) for part in sets)
+        width = max(part.neighbors.shape[-1] for part in sets)
         padded = [_pad(part, most, width) for part in sets]
         first, place, rank, neighbors, schedule, real = (
             torch.stack(parts) for parts in zip(*padded, strict=True)
         )
-        return cls(first, place, rank, real, neighbors, schedule, scale)
+        geometry = cls(first, place, rank, real, neighbors, schedule, scale)
+        vars(geometry)["_searches"] = {entry: part.search for entry, part in enumerate(sets)}
+        return geometry
 
 
 def kernel_of(gp: GaussianProcessLike) -> Kernel:
@@ -271,26 +295,41 @@ def pair_covariance(kernel: Kernel, x1: Tensor, x2: Tensor) -> Tensor:
     return values.squeeze(0).expand(*batch, x1.shape[0])
 
 
+class _OneSet(NamedTuple):
+    """First rows, places, ranks, neighbours and schedule of one data set, and its search."""
+
+    first: Tensor
+    place: Tensor
+    rank: Tensor
+    neighbors: Tensor
+    schedule: Tensor
+    search: NeighborSearch
+
+
 def _one_set(
     gp: GaussianProcessLike, x: Tensor, scale: Tensor, options: GeometryOptions
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """First rows, places, ranks, neighbours and schedule of one data set [T, D]."""
+) -> _OneSet:
+    """Order the locations of one data set [T, D] and find their neighbours."""
     first, location = merge_duplicates(x)
     distinct = x[first]
     scaled = _in_lengthscales(distinct, scale)
-    order = _order(scaled, options)
-    rank = torch.argsort(order)
-    number = min(options.num_neighbors, len(order) - 1)
+    order = _order(scaled, options).long()
     points = scaled[order]
+    search = NeighborSearch(points)
+    number = min(options.num_neighbors, len(order) - 1)
     if number == 0:
         neighbors = torch.empty(len(order), 0, dtype=torch.int32, device=x.device)
     elif options.neighbors == "euclidean":
-        neighbors = earlier_neighbors(points, number)
+        neighbors = search.earlier(number).to(x.device)
     else:
         correlation = correlation_of(gp, distinct[order])
         with torch.no_grad():
             neighbors = correlation_neighbors(correlation, points, number)
-    return first[order], rank[location], rank, neighbors, spatial_order(points)
+    by_level, pattern = order_by_level(NeighborPattern(neighbors, spatial_order(points)))
+    search = search.renumbered(torch.argsort(by_level))
+    order = order[by_level]
+    rank = torch.argsort(order)
+    return _OneSet(first[order], rank[location], rank, pattern.neighbors, pattern.order, search)
 
 
 def _in_lengthscales(x: Tensor, scale: Tensor) -> Tensor:
@@ -311,10 +350,10 @@ def _order(points: Tensor, options: GeometryOptions) -> Tensor:
 
 
 def _pad(
-    parts: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], most: int, width: int
-) -> tuple[Tensor, ...]:
+    part: _OneSet, most: int, width: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Bring one data set to a common number of locations and neighbours."""
-    first, place, rank, neighbors, schedule = parts
+    first, place, rank, neighbors, schedule, _ = part
     number = len(first)
     extra = torch.arange(number, most, device=first.device)
     real = torch.arange(most, device=first.device) < number

@@ -15,7 +15,7 @@ Cholesky approximation for latent Gaussian processes via double Kullback-Leibler
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import gpytorch
 import torch
@@ -63,6 +63,9 @@ class SparseInversePosterior(Posterior):
     shift: Tensor
     factor: Tensor
     free: bool = False
+
+    #: Variances and traces cost more than anything else of a posterior.
+    carried: ClassVar[tuple[str, ...]] = ("_norms",)
 
     @cached_property
     def _norms(self) -> Tensor:

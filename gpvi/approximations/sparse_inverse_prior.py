@@ -37,7 +37,6 @@ from gpvi.linalg import (
     NeighborPattern,
     factor_transpose_product,
     factor_transpose_solve,
-    nearest_points,
     posterior_norms,
     precision_solve,
 )
@@ -399,9 +398,11 @@ class SparseInversePrior(Prior):
 
     def _around(self, position: Position, points: Tensor) -> Tensor:
         """Nearest locations of every location, itself included, int32 [M, k]."""
-        scaled = self.geometry.scaled(points)
-        number = min(self.options.num_neighbors + 1, self.num_basis)
-        return nearest_points(scaled, scaled, number)
+        entry = flat(self.lead, position)
+        real = self.geometry.real[entry]
+        search = self.geometry.search(entry, points[real])
+        number = min(self.options.num_neighbors + 1, len(search))
+        return search.nearest(self.geometry.scaled(points), number)
 
 
 def family_pattern(pattern: NeighborPattern, family: str) -> NeighborPattern:

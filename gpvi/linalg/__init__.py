@@ -57,6 +57,7 @@ from gpvi.linalg.quadrature import (
 )
 from gpvi.linalg.sparse_inverse import (
     NeighborPattern,
+    NeighborSearch,
     SparseInverseCholeskyLinearOperator,
     correlation_neighbors,
     earlier_neighbors,
@@ -73,6 +74,7 @@ from gpvi.linalg.sparse_inverse import (
     merge_duplicates,
     nearest_points,
     neighbor_pattern,
+    order_by_level,
     posterior_norms,
     precision_solve,
     row_log_densities,
@@ -116,6 +118,7 @@ __all__ = [
     "MarkovModel",
     "MarkovPath",
     "NeighborPattern",
+    "NeighborSearch",
     "QuadratureRule",
     "RationalBlock",
     "ScaledBlock",
@@ -171,6 +174,7 @@ __all__ = [
     "multiply_lower",
     "nearest_points",
     "neighbor_pattern",
+    "order_by_level",
     "posterior_norms",
     "precision_solve",
     "row_log_densities",

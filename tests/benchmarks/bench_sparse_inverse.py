@@ -67,9 +67,11 @@ from torch import Tensor
 from gpvi import Fixed, GPClassifier, GPCountRegressor, GPRegressor
 from gpvi.approximations import SparseInverseCholesky
 from gpvi.linalg import (
+    NeighborPattern,
     earlier_neighbors,
     inverse_columns,
     maximin_order,
+    order_by_level,
     row_log_densities,
     row_log_evidence,
     spatial_order,
@@ -339,11 +341,13 @@ class Ordered:
     """Points in order with their neighbours, and the targets that belong to them."""
 
     def __init__(self, split: Split, order: Tensor, neighbors: int) -> None:
-        self.points = torch.from_numpy(split.train_inputs)[order.long()].contiguous()
-        self.targets = torch.from_numpy(split.train_targets)[order.long()].contiguous()
-        self.neighbors = earlier_neighbors(self.points, neighbors)
+        points = torch.from_numpy(split.train_inputs)[order.long()].contiguous()
+        pattern = NeighborPattern(earlier_neighbors(points, neighbors), spatial_order(points))
+        by_level, pattern = order_by_level(pattern)
+        self.points = points[by_level]
+        self.targets = torch.from_numpy(split.train_targets)[order.long()][by_level]
+        self.neighbors, self.schedule = pattern.neighbors, pattern.order
         self.own = torch.arange(len(self.points), dtype=torch.int32)
-        self.schedule = spatial_order(self.points)
 
 
 class Parameters(torch.nn.Module):

@@ -6,7 +6,9 @@ from gpvi.linalg.sparse_inverse.columns import inverse_columns, row_log_densitie
 from gpvi.linalg.sparse_inverse.conjugate_gradients import precision_solve
 from gpvi.linalg.sparse_inverse.correlation import correlation_neighbors
 from gpvi.linalg.sparse_inverse.incomplete import incomplete_cholesky
+from gpvi.linalg.sparse_inverse.levels import order_by_level
 from gpvi.linalg.sparse_inverse.neighbors import (
+    NeighborSearch,
     earlier_neighbors,
     nearest_points,
     neighbor_pattern,
@@ -21,6 +23,7 @@ from gpvi.linalg.sparse_inverse.stationary_columns import stationary_inverse_col
 
 __all__ = [
     "NeighborPattern",
+    "NeighborSearch",
     "SparseInverseCholeskyLinearOperator",
     "correlation_neighbors",
     "earlier_neighbors",
@@ -37,6 +40,7 @@ __all__ = [
     "merge_duplicates",
     "nearest_points",
     "neighbor_pattern",
+    "order_by_level",
     "posterior_norms",
     "precision_solve",
     "row_log_densities",

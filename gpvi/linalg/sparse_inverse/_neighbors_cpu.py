@@ -45,9 +45,12 @@ class PointTree(NamedTuple):
 class CompiledEngine:
     """Numba; queries are shared among torch's threads."""
 
-    def earlier(self, x: np.ndarray, num_neighbors: int, first: int) -> np.ndarray:
-        """Nearest earlier rows of every row from `first` on."""
-        tree = build_tree(x, _LEAF_SIZE)
+    def tree(self, x: np.ndarray) -> PointTree:
+        """The tree over the rows of `x`."""
+        return build_tree(x, _LEAF_SIZE)
+
+    def earlier(self, tree: PointTree, x: np.ndarray, num_neighbors: int, first: int) -> np.ndarray:
+        """Nearest earlier rows of every row of `x` from `first` on."""
         # In the order of the leaves: queries that follow each other visit the same nodes.
         rows = tree.rank[tree.rank >= first]
         out = np.empty((len(rows), num_neighbors), dtype=np.int32)
@@ -59,11 +62,10 @@ class CompiledEngine:
         return out
 
     def nearest(
-        self, x: np.ndarray, queries: np.ndarray, num_neighbors: int, schedule: np.ndarray
+        self, tree: PointTree, queries: np.ndarray, num_neighbors: int, schedule: np.ndarray
     ) -> np.ndarray:
-        """Nearest rows of `x` for every query, which are visited by schedule."""
-        tree = build_tree(x, _LEAF_SIZE)
-        limits = np.full(len(queries), len(x), dtype=np.int32)
+        """Nearest rows of a tree for every query, which are visited by schedule."""
+        limits = np.full(len(queries), len(tree.rank), dtype=np.int32)
         out = np.empty((len(queries), num_neighbors), dtype=np.int32)
 
         def search(i: int, j: int) -> None:

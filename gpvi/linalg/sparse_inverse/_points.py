@@ -74,14 +74,14 @@ def check_first(first: int, num_points: int) -> None:
 
 
 @cache
-def compiled_engine(module: str, operation: str) -> Any:
+def compiled_engine(module: str, operation: str, fallback: str = "SciPy's k-d tree") -> Any:
     """The compiled engine of a module, or None with a warning where Numba does not work."""
     try:
         return import_module(f"gpvi.linalg.sparse_inverse.{module}").CompiledEngine()
     except ImportError as error:
         warn(
-            f"the compiled engine of the {operation} is not available ({error}); SciPy's k-d tree "
-            "serves instead, at several times the cost. Reinstall numba.",
+            f"the compiled engine of the {operation} is not available ({error}); {fallback} serves "
+            "instead, at several times the cost. Reinstall numba.",
             EngineWarning,
         )
         return None

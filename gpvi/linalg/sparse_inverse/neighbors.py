@@ -12,14 +12,16 @@ Bentley, J. L. (1975). Multidimensional binary search trees used for associative
 Communications of the ACM.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from gpvi.exceptions import InputError
 from gpvi.linalg.sparse_inverse._points import (
+    as_array,
     as_arrays,
     check_first,
     check_num_neighbors,
@@ -28,12 +30,121 @@ from gpvi.linalg.sparse_inverse._points import (
 from gpvi.linalg.sparse_inverse.ordering import curve_order, spatial_order
 from gpvi.linalg.sparse_inverse.pattern import NeighborPattern
 
-__all__ = ["earlier_neighbors", "nearest_points", "neighbor_pattern"]
+__all__ = ["NeighborSearch", "earlier_neighbors", "nearest_points", "neighbor_pattern"]
 
 # Entries of one answer of SciPy's tree: 64 MB of distances and numbers.
 _MAX_ENTRIES = 1 << 22
 
 _NONE = np.iinfo(np.int32).max
+
+
+class NeighborSearch:
+    """Points with the tree that finds the nearest of them, for more than one question.
+
+    Parameters
+    ----------
+    points : Tensor, shape [M, D]
+        Points in their order, in units in which distances mean something.
+
+    Raises
+    ------
+    InputError
+        If points is no floating-point matrix, is empty, or holds NaN or infinite coordinates.
+
+    Examples
+    --------
+    >>> import torch
+    >>> search = NeighborSearch(torch.tensor([[0.0], [4.0], [1.0]]))
+    >>> search.nearest(torch.tensor([[3.0]]), 2).tolist(), search.earlier(2).tolist()
+    ([[1, 2]], [[-1, -1], [0, -1], [0, 1]])
+    """
+
+    def __init__(self, points: Tensor) -> None:
+        self._given = as_array(points, "points")
+        (self._x,) = as_arrays({"points": points})
+        self._engine = _neighbor_engine()
+        self._tree = self._engine.tree(self._x)
+        self._number: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def renumbered(self, number: Tensor) -> "NeighborSearch":
+        """The same points under other numbers, by which ties are not broken anew.
+
+        Parameters
+        ----------
+        number : Tensor of int, shape [M]
+            New number of every point. Only :meth:`nearest` goes by it.
+
+        Returns
+        -------
+        NeighborSearch
+            Shares the tree.
+
+        Raises
+        ------
+        InputError
+            If there is not one number per point.
+        """
+        if number.shape != (len(self),):
+            raise InputError(
+                f"number has shape {tuple(number.shape)}; pass one for each of the {len(self)} points."
+            )
+        search = object.__new__(NeighborSearch)
+        vars(search).update(vars(self))
+        search._number = number.to("cpu", torch.int32).numpy()
+        return search
+
+    def earlier(self, num_neighbors: int, first: int = 0) -> Tensor:
+        """Find the nearest earlier points of every point: see :func:`earlier_neighbors`.
+
+        Parameters
+        ----------
+        num_neighbors : int
+            The most neighbours m of a point.
+        first : int
+            The first point to find neighbours for.
+
+        Returns
+        -------
+        Tensor of int32, shape [M - first, m]
+            Numbers in the order of the points as they were given, on the CPU.
+        """
+        check_num_neighbors(num_neighbors)
+        check_first(first, len(self))
+        return torch.from_numpy(self._engine.earlier(self._tree, self._x, num_neighbors, first))
+
+    def nearest(self, queries: Tensor, num_neighbors: int) -> Tensor:
+        """Find the nearest points of every query: see :func:`nearest_points`.
+
+        Parameters
+        ----------
+        queries : Tensor, shape [Q, D]
+            Where to look for neighbours.
+        num_neighbors : int
+            The most neighbours m of a query.
+
+        Returns
+        -------
+        Tensor of int32, shape [Q, m]
+            Numbers of points, ascending, on the device of the queries.
+
+        Raises
+        ------
+        InputError
+            As for :func:`nearest_points`.
+        """
+        check_num_neighbors(num_neighbors)
+        x, z = as_arrays({"points": torch.from_numpy(self._given), "queries": queries})
+        # Another scale than the tree's, where queries are far beyond the points.
+        tree = self._tree if x.flat[0] == self._x.flat[0] else self._engine.tree(x)
+        found = self._engine.nearest(tree, z, num_neighbors, curve_order(z))
+        if self._number is not None:
+            moved = np.where(found >= 0, self._number[found], _NONE)
+            moved.sort(axis=1)
+            found = np.where(moved == _NONE, -1, moved).astype(np.int32)
+        return torch.from_numpy(found).to(queries.device)
 
 
 def earlier_neighbors(points: Tensor, num_neighbors: int, first: int = 0) -> Tensor:
@@ -73,10 +184,7 @@ def earlier_neighbors(points: Tensor, num_neighbors: int, first: int = 0) -> Ten
     [[-1, -1], [0, -1], [0, 1], [1, 2]]
     """
     check_num_neighbors(num_neighbors)
-    (x,) = as_arrays({"points": points})
-    check_first(first, len(x))
-    found = _neighbor_engine().earlier(x, num_neighbors, first)
-    return torch.from_numpy(found).to(points.device)
+    return NeighborSearch(points).earlier(num_neighbors, first).to(points.device)
 
 
 def nearest_points(points: Tensor, queries: Tensor, num_neighbors: int) -> Tensor:
@@ -113,7 +221,8 @@ def nearest_points(points: Tensor, queries: Tensor, num_neighbors: int) -> Tenso
     """
     check_num_neighbors(num_neighbors)
     x, z = as_arrays({"points": points, "queries": queries})
-    found = _neighbor_engine().nearest(x, z, num_neighbors, curve_order(z))
+    engine = _neighbor_engine()
+    found = engine.nearest(engine.tree(x), z, num_neighbors, curve_order(z))
     return torch.from_numpy(found).to(queries.device)
 
 
@@ -151,13 +260,16 @@ def neighbor_pattern(points: Tensor, num_neighbors: int) -> NeighborPattern:
 class NeighborEngine(Protocol):
     """How neighbours are found: numbers ascending, -1 behind them."""
 
-    def earlier(self, x: np.ndarray, num_neighbors: int, first: int) -> np.ndarray:
-        """Nearest earlier rows of every row from `first` on."""
+    def tree(self, x: np.ndarray) -> Any:
+        """What the other methods search in."""
+
+    def earlier(self, tree: Any, x: np.ndarray, num_neighbors: int, first: int) -> np.ndarray:
+        """Nearest earlier rows of every row from `first` on, of the rows that the tree is over."""
 
     def nearest(
-        self, x: np.ndarray, queries: np.ndarray, num_neighbors: int, schedule: np.ndarray
+        self, tree: Any, queries: np.ndarray, num_neighbors: int, schedule: np.ndarray
     ) -> np.ndarray:
-        """Nearest rows of `x` for every query, which may be visited by schedule."""
+        """Nearest rows of a tree for every query, which may be visited by schedule."""
 
 
 class SciPyEngine:
@@ -167,29 +279,34 @@ class SciPyEngine:
     query, so that a little over twice the neighbours nearly always suffice.
     """
 
-    def earlier(self, x: np.ndarray, num_neighbors: int, first: int) -> np.ndarray:
+    def tree(self, x: np.ndarray) -> cKDTree:
+        """See :class:`NeighborEngine`."""
+        return cKDTree(x)
+
+    def earlier(self, tree: cKDTree, x: np.ndarray, num_neighbors: int, first: int) -> np.ndarray:
         """See :class:`NeighborEngine`."""
         out = np.empty((len(x) - first, num_neighbors), dtype=np.int32)
         begin = first
         while begin < len(x):
             end = min(len(x), max(2 * begin, 8 * num_neighbors))
-            tree, rows, k = cKDTree(x[:end]), np.arange(begin, end), 2 * num_neighbors + 8
+            part = tree if end == len(x) else cKDTree(x[:end])
+            rows, k = np.arange(begin, end), 2 * num_neighbors + 8
             while len(rows):
                 k = min(k, end)
                 short = [
-                    self._ask(tree, x, part, k, out, first)
-                    for part in np.array_split(rows, 1 + len(rows) * k // _MAX_ENTRIES)
+                    self._ask(part, x, some, k, out, first)
+                    for some in np.array_split(rows, 1 + len(rows) * k // _MAX_ENTRIES)
                 ]
                 rows, k = np.concatenate(short), 2 * k
             begin = end
         return out
 
     def nearest(
-        self, x: np.ndarray, queries: np.ndarray, num_neighbors: int, schedule: np.ndarray
+        self, tree: cKDTree, queries: np.ndarray, num_neighbors: int, schedule: np.ndarray
     ) -> np.ndarray:
         """See :class:`NeighborEngine`."""
         out = np.full((len(queries), num_neighbors), -1, dtype=np.int32)
-        tree, k = cKDTree(x), min(num_neighbors, len(x))
+        k = min(num_neighbors, tree.n)
         for rows in np.array_split(schedule, 1 + len(queries) * k // _MAX_ENTRIES):
             found = tree.query(queries[rows], np.arange(1, k + 1))[1]
             out[rows, :k] = np.sort(found, axis=1)

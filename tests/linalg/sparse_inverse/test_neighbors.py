@@ -1,6 +1,8 @@
 """Nearest earlier points and nearest points, against brute force."""
 
+import copy
 import importlib
+import pickle
 import sys
 from collections.abc import Iterator
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from gpvi.exceptions import EngineWarning, InputError
 from gpvi.linalg.sparse_inverse import _points, neighbors
 from gpvi.linalg.sparse_inverse.neighbors import (
+    NeighborSearch,
     earlier_neighbors,
     nearest_points,
     neighbor_pattern,
@@ -65,6 +68,16 @@ def check_distances(
     np.testing.assert_allclose(distances(found), distances(expected), rtol=1e-12)
 
 
+def scipy_earlier(x: np.ndarray, m: int, first: int) -> np.ndarray:
+    engine = neighbors.SciPyEngine()
+    return engine.earlier(engine.tree(x), x, m, first)
+
+
+def scipy_nearest(x: np.ndarray, queries: np.ndarray, m: int) -> np.ndarray:
+    engine = neighbors.SciPyEngine()
+    return engine.nearest(engine.tree(x), queries, m, np.arange(len(queries)))
+
+
 # --- exactness --------------------------------------------------------------------------------------
 
 
@@ -77,7 +90,7 @@ def test_earlier_neighbors(M: int, D: int, m: int, seed: int, share: float, ties
     found = earlier_neighbors(torch.from_numpy(x), m, first)
     assert found.dtype == torch.int32
     assert np.array_equal(found.numpy(), brute_force(x, x[first:], rows, m))
-    check_distances(x, x[first:], rows, neighbors.SciPyEngine().earlier(x, m, first))
+    check_distances(x, x[first:], rows, scipy_earlier(x, m, first))
 
 
 @given(sizes, st.integers(1, 60), dimensions, counts, seeds, st.booleans())
@@ -88,7 +101,7 @@ def test_nearest_points(M: int, Q: int, D: int, m: int, seed: int, ties: bool) -
     found = nearest_points(torch.from_numpy(x), torch.from_numpy(z), m)
     assert found.dtype == torch.int32
     assert np.array_equal(found.numpy(), brute_force(x, z, limits, m))
-    check_distances(x, z, limits, neighbors.SciPyEngine().nearest(x, z, m, np.arange(Q)))
+    check_distances(x, z, limits, scipy_nearest(x, z, m))
 
 
 @pytest.mark.parametrize("D", [1, 2, 18, 50])
@@ -99,15 +112,15 @@ def test_larger_sets(D: int, order: str) -> None:
         x = x[maximin_order(x) if order == "maximin" else x[:, 0].argsort()]
     found, values = earlier_neighbors(x, 20).numpy(), x.numpy()
     assert np.array_equal(found, brute_force(values, values, np.arange(1500), 20))
-    check_distances(values, values, np.arange(1500), neighbors.SciPyEngine().earlier(values, 20, 0))
+    check_distances(values, values, np.arange(1500), scipy_earlier(values, 20, 0))
 
 
 def test_scipy_asks_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbors, "_MAX_ENTRIES", 500)
-    x, engine = uniform(400, 2), neighbors.SciPyEngine()
-    assert np.array_equal(engine.earlier(x, 9, 3), earlier_neighbors(torch.from_numpy(x), 9, 3))
+    x = uniform(400, 2)
+    assert np.array_equal(scipy_earlier(x, 9, 3), earlier_neighbors(torch.from_numpy(x), 9, 3))
     expected = nearest_points(torch.from_numpy(x), torch.from_numpy(x + 0.1), 9)
-    assert np.array_equal(engine.nearest(x, x + 0.1, 9, np.arange(400)), expected)
+    assert np.array_equal(scipy_nearest(x, x + 0.1, 9), expected)
 
 
 def test_appended_points() -> None:
@@ -240,3 +253,34 @@ def test_bad_input() -> None:
     for first in (-1, 6):
         with pytest.raises(InputError, match=f"first is {first}.*0 to 5"):
             earlier_neighbors(torch.zeros(5, 2), 2, first)
+
+
+# --- a search that is kept --------------------------------------------------------------------------
+
+
+def test_one_search_for_many_questions() -> None:
+    x, z = torch.from_numpy(uniform(300, 3)), torch.from_numpy(uniform(50, 3, 1))
+    search = NeighborSearch(x)
+    assert len(search) == 300
+    assert torch.equal(search.earlier(7), earlier_neighbors(x, 7))
+    assert torch.equal(search.earlier(7, first=250), earlier_neighbors(x, 7, first=250))
+    assert torch.equal(search.nearest(z, 7), nearest_points(x, z, 7))
+    for copied in (copy.deepcopy(search), pickle.loads(pickle.dumps(search))):
+        assert torch.equal(copied.nearest(z, 4), nearest_points(x, z, 4))
+
+
+def test_renumbered_search() -> None:
+    x, z = torch.from_numpy(uniform(200, 2)), torch.from_numpy(uniform(40, 2, 1))
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    search = NeighborSearch(x).renumbered(torch.argsort(order))
+    assert torch.equal(search.nearest(z, 6), nearest_points(x[order], z, 6))
+    few = NeighborSearch(x[:3]).renumbered(torch.tensor([2, 0, 1]))
+    assert few.nearest(z[:1], 5).tolist() == [[0, 1, 2, -1, -1]]
+    with pytest.raises(InputError, match=r"one for each of the 200 points"):
+        search.renumbered(order[:10])
+
+
+def test_search_far_beyond_its_points() -> None:
+    x = torch.from_numpy(uniform(60, 2))
+    z = torch.tensor([[1e200, 0.3], [0.2, -1e200]], dtype=torch.float64)
+    assert torch.equal(NeighborSearch(x).nearest(z, 3), nearest_points(x, z, 3))
