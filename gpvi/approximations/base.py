@@ -11,6 +11,7 @@ Shapes: ``b`` are batch dims (latents last among them), rows N, basis size M, sa
 "Total" means summed over rows, shape ``[*b]``, or ``[G, *b]`` for G flat groups.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Self
@@ -228,6 +229,26 @@ class Approximation(torch.nn.Module, ABC):
     row_minibatches: bool = False
     subset_warm_start: bool = True
     exact_conditioning: bool = True
+
+    def extra_repr(self) -> str:
+        """Options that are not the defaults, for ``repr``.
+
+        Returns
+        -------
+        str
+            As they would be written in a call.
+        """
+        shown = []
+        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
+            value = getattr(self, name, getattr(getattr(self, "options", None), name, None))
+            default = parameter.default
+            if name == "self" or value is None or isinstance(value, torch.nn.Module):
+                continue
+            if isinstance(value, Tensor):
+                shown.append(f"{name}=<{'x'.join(map(str, value.shape))}>")
+            elif default is inspect.Parameter.empty or value != default:
+                shown.append(f"{name}={value!r}")
+        return ", ".join(shown)
 
     def initialize(
         self, gp: GaussianProcessLike, x: Tensor, generator: torch.Generator | None = None

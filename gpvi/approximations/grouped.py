@@ -139,6 +139,10 @@ class GroupedPosterior(Posterior):
         """``KL(q || prior)`` of every group, shape [G, *b]."""
         return self.inner.kl()
 
+    def accuracy_remarks(self) -> tuple[str, ...]:
+        """What is crude in some group; see :meth:`Posterior.accuracy_remarks`."""
+        return self.inner.accuracy_remarks()
+
     def _marginals(self) -> Marginals:
         return self._flatten(self.inner.marginals())
 

@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -83,12 +84,16 @@ class GeometryOptions:
         seed = self.seed
         for name in ("num_neighbors", "num_prediction_neighbors"):
             number = getattr(self, name)
-            if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= _MOST:
+            if (
+                isinstance(number, bool)
+                or not isinstance(number, Integral)
+                or not 1 <= number <= _MOST
+            ):
                 raise InputError(
                     f"{name} is {number!r}; it must be an integer from 1 to {_MOST}; time "
                     "grows with its cube."
                 )
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
             raise InputError(f"seed is {seed!r}; it must be an integer of at least 0.")
         for name, value, known in (
             ("ordering", self.ordering, _ORDERINGS),
@@ -157,6 +162,10 @@ class NeighborGeometry(IndexStructure):
             total = torch.zeros(self.first.shape, dtype=torch.float64, device=self.place.device)
             return total.scatter_add(-1, self.place, ones)
 
+    @cached_property
+    def _searches(self) -> dict[int, NeighborSearch]:
+        return {}
+
     def search(self, entry: int, known: Tensor) -> NeighborSearch:
         """What finds the nearest locations of a data set; kept for the next question.
 
@@ -172,7 +181,7 @@ class NeighborGeometry(IndexStructure):
         NeighborSearch
             Numbers are places.
         """
-        kept: dict[int, NeighborSearch] = vars(self).setdefault("_searches", {})
+        kept = self._searches
         if entry not in kept:
             kept[entry] = NeighborSearch(self.scaled(known))
         return kept[entry]
@@ -230,7 +239,7 @@ class NeighborGeometry(IndexStructure):
             torch.stack(parts) for parts in zip(*padded, strict=True)
         )
         geometry = cls(first, place, rank, real, neighbors, schedule, scale)
-        vars(geometry)["_searches"] = {entry: part.search for entry, part in enumerate(sets)}
+        geometry._searches.update({entry: part.search for entry, part in enumerate(sets)})
         return geometry
 
 
@@ -239,7 +248,8 @@ def kernel_of(gp: GaussianProcessLike) -> Kernel:
     kernel = getattr(gp, "kernel", None)
     if not isinstance(kernel, Kernel):
         raise UnsupportedError(
-            f"{type(gp).__name__} has no kernel attribute, and neighbours are chosen by the kernel."
+            f"{type(gp).__name__} has no kernel attribute, and neighbours are chosen by the kernel; pass a "
+            "GaussianProcess."
         )
     return kernel
 
@@ -266,8 +276,8 @@ def distance_scale(gp: GaussianProcessLike, num_features: int, neighbors: str) -
     if bool(torch.isinf(scale).all()):
         if neighbors == "euclidean":
             raise InputError(
-                f"neighbors='euclidean' measures distances in lengthscales, and {type(kernel).__name__} "
-                "has none; pass neighbors='correlation'."
+                f"neighbors='euclidean' measures distances in lengthscales, and this kernel "
+                f"({type(kernel).__name__}) has none; use SparseInverseCholesky(neighbors='correlation')."
             )
         return torch.ones_like(scale)
     return scale
@@ -276,7 +286,16 @@ def distance_scale(gp: GaussianProcessLike, num_features: int, neighbors: str) -
 def correlation_of(gp: GaussianProcessLike, x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """Correlations of pairs of rows of x, averaged (in size) over the batch of the process."""
     kernel = kernel_of(gp)
-    deviation = gp.variance(x).sqrt()
+    variance = gp.variance(x)
+    none = ~(variance > 0.0)
+    if bool(none.any()):
+        row = none.reshape(-1, len(x)).any(0)
+        raise InputError(
+            f"The prior variance is zero at {int(row.sum())} of {len(x)} locations, for instance at "
+            f"{x[row][0].tolist()}: such values have no correlations. Leave these rows out, or add a "
+            "constant kernel."
+        )
+    deviation = variance.sqrt()
 
     def correlation(first: Tensor, second: Tensor) -> Tensor:
         covariance = pair_covariance(kernel, x[first], x[second])

@@ -220,6 +220,18 @@ class Posterior(ABC):
         """
         return values.sum(-1)
 
+    def accuracy_remarks(self) -> tuple[str, ...]:
+        """What a fit should warn of because moments are crude; nothing by default.
+
+        Asked for once, at the end of a fit: it may cost as much as another conditioning.
+
+        Returns
+        -------
+        tuple of str
+            Whole sentences.
+        """
+        return ()
+
     def compact(self) -> "Posterior":
         """The same q for prediction, without what only the data rows needed (itself by default).
 

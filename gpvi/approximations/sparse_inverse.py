@@ -20,7 +20,7 @@ Cholesky approximation for latent Gaussian processes via double Kullback-Leibler
 """
 
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -141,8 +141,8 @@ class SparseInverseCholesky(Approximation):
         correlation does not fall with distance (periodic, non-stationary, without lengthscales).
     refresh_every : int or None
         Iterations of L-BFGS (steps, for minibatches, but at most once an epoch) after which a fit finds
-        neighbours anew, if ratios of lengthscales have moved; always at the end of an ascent. None keeps the
-        first ones.
+        neighbours anew, if ratios of lengthscales have moved; always at the end of an ascent, and at most
+        eight times. None keeps the first ones.
     evidence : {"responses", "function"}
         What a fit with a Gaussian likelihood maximises: the evidence of the noisy responses, or the bound
         of the function's own posterior (dearer, closer to exact).
@@ -196,7 +196,7 @@ class SparseInverseCholesky(Approximation):
         super().__init__()
         further = num_prediction_neighbors
         if further is None:
-            further = min(2 * num_neighbors, 1_000) if isinstance(num_neighbors, int) else 1
+            further = min(2 * num_neighbors, 1_000) if isinstance(num_neighbors, Integral) else 1
         self.options = GeometryOptions(num_neighbors, further, ordering, neighbors, seed)
         for name, value, known in (
             ("evidence", evidence, _EVIDENCES),
@@ -206,14 +206,17 @@ class SparseInverseCholesky(Approximation):
                 raise InputError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
         if refresh_every is not None and (
             isinstance(refresh_every, bool)
-            or not isinstance(refresh_every, int)
+            or not isinstance(refresh_every, Integral)
             or refresh_every < 1
         ):
             raise InputError(
                 f"refresh_every is {refresh_every!r}; it must be None or an integer of at least 1."
             )
-        if nugget is not None and not (isinstance(nugget, Real) and 0.0 <= nugget < 1.0):
-            raise InputError(f"nugget is {nugget!r}; it must be a number in [0, 1).")
+        if nugget is not None and not (isinstance(nugget, Real) and 0.0 < nugget < 1.0):
+            raise InputError(
+                f"nugget is {nugget!r}; it must lie strictly between 0 and 1: without any, new inputs could "
+                "not coincide with the data."
+            )
         self.refresh_every = refresh_every
         self.evidence, self.family, self.nugget = evidence, family, nugget
 
@@ -311,6 +314,7 @@ class SparseInverseCholesky(Approximation):
         """
         plan = self.plan(x) if plan is None else plan
         plan.check(x)
+        kernel_of(gp)
         if not isinstance(plan, SparseInversePlan):
             raise InputError(
                 f"The plan is a {type(plan).__name__}; make it by plan(x) of this approximation."

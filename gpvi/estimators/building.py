@@ -14,6 +14,7 @@ from gpytorch.kernels import (
     MaternKernel,
     ProductKernel,
     RBFKernel,
+    RQKernel,
     ScaleKernel,
     SpectralMixtureKernel,
 )
@@ -239,6 +240,11 @@ def choose(
         states = None if asked or num_features > 1 else exact_states(kernel)
         local = not asked and has_local_neighbors(kernel, num_features)
         name, reason = _cheapest(num_rows, batch_size, gaussian, num_latents, states, local)
+    if name == "sic" and not falls_with_distance(kernel):
+        return ApproximationChoice(
+            SparseInverseCholesky(neighbors="correlation"),
+            f"{reason}; neighbours by correlation, which does not fall with distance here",
+        )
     if name is not None and name in _WITHOUT_POINTS:
         if name == "state_space":
             _check_state_space(kernel, num_features)
@@ -322,14 +328,48 @@ def has_local_neighbors(kernel: Kernel, num_features: int) -> bool:
     """
     if num_features > _FEW_COLUMNS:
         return False
-    leaves = [
+    if not all(isinstance(part, MaternKernel | ConstantKernel) for part in leaf_kernels(kernel)):
+        return False
+    return bool(torch.isfinite(column_lengthscales(kernel, num_features)).all())
+
+
+def falls_with_distance(kernel: Kernel) -> bool:
+    """Whether the nearest inputs are the most correlated ones.
+
+    Parameters
+    ----------
+    kernel : gpytorch.kernels.Kernel
+        Over the inputs.
+
+    Returns
+    -------
+    bool
+        For kernels made of Matern, RBF and rational quadratic ones and constants, with a lengthscale.
+    """
+    local = (MaternKernel, RBFKernel, RQKernel, ConstantKernel)
+    if not all(isinstance(part, local) for part in leaf_kernels(kernel)):
+        return False
+    return any(not isinstance(part, ConstantKernel) for part in leaf_kernels(kernel))
+
+
+def leaf_kernels(kernel: Kernel) -> list[Kernel]:
+    """The kernels that a sum, product or scaled kernel is made of.
+
+    Parameters
+    ----------
+    kernel : gpytorch.kernels.Kernel
+        Any.
+
+    Returns
+    -------
+    list of Kernel
+        Those without parts.
+    """
+    return [
         part
         for part in kernel.modules()
         if isinstance(part, Kernel) and not any(True for _ in part.sub_kernels())
     ]
-    if not all(isinstance(part, MaternKernel | ConstantKernel) for part in leaves):
-        return False
-    return bool(torch.isfinite(column_lengthscales(kernel, num_features)).all())
 
 
 def _check_state_space(kernel: Kernel, num_features: int) -> None:

@@ -1,7 +1,14 @@
 """Warnings about a finished fit: what a user should not have to find out alone."""
 
+import torch
+
 from gpvi._warnings import warn
-from gpvi.exceptions import ConvergenceWarning, NumericalError, PriorCollapseWarning
+from gpvi.exceptions import (
+    AccuracyWarning,
+    ConvergenceWarning,
+    NumericalError,
+    PriorCollapseWarning,
+)
 from gpvi.inference.records import FitResult
 
 __all__ = ["warn_about"]
@@ -14,7 +21,7 @@ _ROUNDING = 1e-3
 
 
 def warn_about(result: FitResult, max_iter: int) -> None:
-    """Warn if the fit ran out of iterations or if q is still the prior.
+    """Warn if the fit ran out of iterations, if moments are crude, or if q is still the prior.
 
     Parameters
     ----------
@@ -34,6 +41,9 @@ def warn_about(result: FitResult, max_iter: int) -> None:
             f"The fit is not converged after {result.num_iterations} iterations ({result.message}){advice}.",
             ConvergenceWarning,
         )
+    with torch.no_grad():
+        for remark in result.posterior.accuracy_remarks():
+            warn(remark, AccuracyWarning)
     kl = float(result.posterior.kl().sum())
     if kl < -_ROUNDING * (1.0 + abs(result.objective)):
         raise NumericalError(

@@ -128,7 +128,7 @@ class TestAgainstDenseAlgebra:
         assert float(q.kl_places().sum()) == pytest.approx(q.kl().item())
 
     def test_full_pattern_is_exact(self) -> None:
-        q = conditioned(40, 39, nugget=0.0)
+        q = conditioned(40, 39, nugget=1e-14)
         wanted = Dense(q)
         exact = Exact().prior(process(), uniform(40, 2)).condition(site(40))
         assert q.log_partition.item() == pytest.approx(wanted.evidence().item(), abs=1e-8)
@@ -203,7 +203,7 @@ class TestDuplicates:
     def test_are_merged(self) -> None:
         distinct = uniform(30, 2)
         x = torch.cat([distinct, distinct[:12], distinct[:5]])
-        q = SparseInverseCholesky(40, nugget=0.0).prior(process(), x).condition(site(47))
+        q = SparseInverseCholesky(40, nugget=1e-14).prior(process(), x).condition(site(47))
         exact = Exact().prior(process(), x).condition(site(47))
         assert q.prior.num_basis == 30
         assert q.prior.geometry.copies.sum().item() == 47
@@ -221,7 +221,7 @@ class TestDuplicates:
 
     def test_all_rows_at_one_location(self) -> None:
         x = torch.ones(6, 2, dtype=torch.float64)
-        q = SparseInverseCholesky(5, nugget=0.0).prior(process(), x).condition(site(6))
+        q = SparseInverseCholesky(5, nugget=1e-14).prior(process(), x).condition(site(6))
         exact = Exact().prior(process(), x).condition(site(6))
         assert q.prior.num_basis == 1
         assert q.log_partition.item() == pytest.approx(exact.log_partition.item(), abs=1e-8)
@@ -399,7 +399,7 @@ class TestBatches:
         kernel.lengthscale = torch.tensor([0.2, 0.5]).double().reshape(2, 1, 1)
         gp = GaussianProcess(kernel).requires_grad_(False)
         x = uniform(30, 2)
-        q = SparseInverseCholesky(29, nugget=0.0).prior(gp, x).condition(site(30))
+        q = SparseInverseCholesky(29, nugget=1e-14).prior(gp, x).condition(site(30))
         exact = Exact().prior(gp, x).condition(site(30))
         torch.testing.assert_close(q.log_partition, exact.log_partition, rtol=1e-7, atol=1e-7)
         new = uniform(7, 2, seed=2)
@@ -582,7 +582,7 @@ class TestInput:
     def test_few_rows(self) -> None:
         for size in (1, 2, 5):
             x = uniform(size, 2)
-            q = SparseInverseCholesky(30, nugget=0.0).prior(process(), x).condition(site(size))
+            q = SparseInverseCholesky(30, nugget=1e-14).prior(process(), x).condition(site(size))
             wanted = dense_evidence(process(), x, site(size)).item()
             assert q.log_partition.item() == pytest.approx(wanted, abs=1e-8)
             assert q.predict(uniform(4, 2, seed=1), joint=True).covariance_matrix.shape == (4, 4)

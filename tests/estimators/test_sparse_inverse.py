@@ -277,10 +277,17 @@ class TestBadInput:
     def test_kernel_without_a_lengthscale(self) -> None:
         X, y = data(GPRegressor, 60)
         with pytest.raises(InputError, match="neighbors='correlation'"):
-            model(GPRegressor, kernel="linear", max_iter=2).fit(X, y)
+            model(GPRegressor, SparseInverseCholesky(5), kernel="linear", max_iter=2).fit(X, y)
         approximation = SparseInverseCholesky(5, neighbors="correlation")
         fitted = model(GPRegressor, approximation, kernel="linear", max_iter=2).fit(X, y)
         assert np.isfinite(predictions(fitted)).all()
+
+    @pytest.mark.parametrize("kernel", ["linear", "periodic", "matern32 + periodic"])
+    def test_the_name_takes_the_neighbours_that_a_kernel_needs(self, kernel: str) -> None:
+        X, y = data(GPRegressor, 60)
+        fitted = model(GPRegressor, "sic", kernel=kernel, max_iter=2).fit(X, y)
+        assert fitted.approximation_.options.neighbors == "correlation"
+        assert "correlation" in fitted.summary().reason
 
     def test_unknown_name(self) -> None:
         X, y = data(GPRegressor, 20)

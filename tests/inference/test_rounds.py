@@ -81,6 +81,7 @@ class TestFits:
         assert float(ratio.max() - ratio.min()) < 0.05 + 1e-9
 
     @pytest.mark.filterwarnings("ignore:The incomplete Cholesky")
+    @pytest.mark.filterwarnings("ignore:Posterior variances of the function are crude")
     def test_refreshing_helps(self) -> None:
         values = {}
         for period in (5, None):
