@@ -6,6 +6,7 @@ questions about their structure, random features, starting values; and, on the l
 Gauss-Markov processes and the state-space forms of all that have one.
 """
 
+from gpvi.kernels.arc_cosine import ArcCosineKernel
 from gpvi.kernels.feature_draws import draw_features
 from gpvi.kernels.fractional import (
     FractionalBrownianKernel,
@@ -32,9 +33,11 @@ from gpvi.kernels.state_space import StateSpaceForm, StateSpaceKernel
 from gpvi.kernels.state_space_conversion import as_state_space, has_state_space
 from gpvi.kernels.structure import StationaryForm, input_dimensions, is_white, stationary_form
 from gpvi.kernels.white import WhiteKernel
+from gpvi.kernels.zonal import ZonalForm, ZonalKernel, require_zonal_form, zonal_form
 
 __all__ = [
     "KERNELS",
+    "ArcCosineKernel",
     "FractionalBrownianKernel",
     "FractionalOUKernel",
     "HalfIntegerMaternKernel",
@@ -56,6 +59,8 @@ __all__ = [
     "StateSpaceKernel",
     "StationaryForm",
     "WhiteKernel",
+    "ZonalForm",
+    "ZonalKernel",
     "as_state_space",
     "column_lengthscales",
     "draw_features",
@@ -64,6 +69,8 @@ __all__ = [
     "input_dimensions",
     "is_white",
     "parse_kernel",
+    "require_zonal_form",
     "set_lengthscales",
     "stationary_form",
+    "zonal_form",
 ]

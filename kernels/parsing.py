@@ -44,8 +44,10 @@ def parse_kernel(
     """GPyTorch kernel from an expression, a GPyTorch kernel or a scikit-learn kernel.
 
     Expressions combine the names ``matern12``, ``matern32``, ``matern52``, ``matern72``, ``rbf``,
-    ``rational_quadratic``, ``periodic``, ``hamming`` (for categorical columns), ``linear``,
-    ``constant`` and ``white`` with ``+``, ``*`` and parentheses. For one column, time, there are
+    ``rational_quadratic``, ``periodic``, ``hamming`` (for categorical columns), ``arc_cosine`` (a
+    wide neural network), ``zonal_matern12``, ``zonal_matern32``, ``zonal_matern52`` and ``zonal_rbf``
+    (on the sphere), ``linear``, ``constant`` and ``white`` with ``+``, ``*`` and parentheses. For one
+    column, time, there are
 
     - ``trend``, a local linear trend (`IntegratedWienerKernel` of order 1; ``trend(0)`` is a random
       walk),

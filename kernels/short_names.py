@@ -21,6 +21,7 @@ from gpytorch.kernels import (
 
 from gpvi.exceptions import InputError
 from gpvi.kernels._parameters import assign_parameter, keep_start
+from gpvi.kernels.arc_cosine import ArcCosineKernel
 from gpvi.kernels.hamming import HammingKernel
 from gpvi.kernels.hida_matern import HidaMaternKernel
 from gpvi.kernels.integrated_wiener import IntegratedWienerKernel
@@ -28,6 +29,7 @@ from gpvi.kernels.linear import LinearKernel
 from gpvi.kernels.matern import HalfIntegerMaternKernel
 from gpvi.kernels.seasonal import SeasonalKernel
 from gpvi.kernels.white import WhiteKernel
+from gpvi.kernels.zonal import ZonalKernel
 
 __all__ = ["KERNELS", "KernelEntry", "KernelNumber"]
 
@@ -142,6 +144,17 @@ def _hamming(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
     return HammingKernel(ard_num_dims=ard_num_dims, batch_shape=batch_shape)
 
 
+def _arc_cosine(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
+    return ArcCosineKernel(ard_num_dims=ard_num_dims, batch_shape=batch_shape)
+
+
+def _zonal(shape: str) -> Callable[..., Kernel]:
+    def build(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
+        return ZonalKernel(shape, ard_num_dims=ard_num_dims, batch_shape=batch_shape)
+
+    return build
+
+
 def _linear(ard_num_dims: int | None, batch_shape: torch.Size) -> Kernel:
     return LinearKernel(batch_shape=batch_shape)
 
@@ -216,6 +229,11 @@ KERNELS: dict[str, KernelEntry] = {
     "rational_quadratic": KernelEntry(_rational_quadratic),
     "periodic": KernelEntry(_periodic),
     "hamming": KernelEntry(_hamming),
+    "arc_cosine": KernelEntry(_arc_cosine),
+    "zonal_matern12": KernelEntry(_zonal("matern12")),
+    "zonal_matern32": KernelEntry(_zonal("matern32")),
+    "zonal_matern52": KernelEntry(_zonal("matern52")),
+    "zonal_rbf": KernelEntry(_zonal("rbf")),
     "linear": KernelEntry(_linear, variance="variance"),
     "constant": KernelEntry(_constant, variance="constant"),
     "white": KernelEntry(_white, variance="variance"),

@@ -14,11 +14,13 @@ from collections.abc import Callable
 from numbers import Integral
 
 import torch
+from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpvi.approximations.base import Approximation
 from gpvi.approximations.collapsed import collapsed_objective
-from gpvi.approximations.gaussian_process import GaussianProcessLike
+from gpvi.approximations.features import check_jitter
+from gpvi.approximations.gaussian_process import GaussianProcess, GaussianProcessLike
 from gpvi.approximations.inducing_prior import InducingPrior
 from gpvi.approximations.plan import Plan
 from gpvi.approximations.selection import SELECTION_METHODS, select_inducing_points
@@ -85,8 +87,7 @@ class InducingPoints(Approximation):
             raise InputError(
                 f"selection is {selection!r}; it must be one of {', '.join(SELECTION_METHODS)}."
             )
-        if jitter is not None and not 0.0 <= jitter < 1.0:
-            raise InputError(f"jitter is {jitter}; it must lie in [0, 1).")
+        check_jitter(jitter)
         self.num_inducing = num_inducing
         self.selection = selection
         self.learn = learn
@@ -94,6 +95,43 @@ class InducingPoints(Approximation):
         self.register_parameter("inducing_points", None)
         if inducing_points is not None:
             self._set(inducing_points)
+
+    @property
+    def basis_shape(self) -> torch.Size | None:
+        """Shape [*b, M] of the inducing values; None if the inputs have not been chosen."""
+        return None if self.inducing_points is None else self.inducing_points.shape[:-1]
+
+    def Kuu(self, kernel: Kernel) -> Tensor:
+        """Covariance of the inducing values.
+
+        Parameters
+        ----------
+        kernel : gpytorch.kernels.Kernel
+            Of the process.
+
+        Returns
+        -------
+        Tensor, shape [*b, M, M]
+            Without jitter.
+        """
+        return GaussianProcess(kernel).covariance(self._chosen())
+
+    def Kuf(self, kernel: Kernel, x: Tensor) -> Tensor:
+        """Covariance of the inducing values with values of the function.
+
+        Parameters
+        ----------
+        kernel : gpytorch.kernels.Kernel
+            Of the process.
+        x : Tensor, shape [*g, N, D]
+            Inputs.
+
+        Returns
+        -------
+        Tensor, shape [*b, M, N]
+            On the graph.
+        """
+        return GaussianProcess(kernel).covariance(self._points(x), x)
 
     def initialize(
         self, gp: GaussianProcessLike, x: Tensor, generator: torch.Generator | None = None
@@ -169,8 +207,7 @@ class InducingPoints(Approximation):
         Tensor, shape [*b]
             Total nats.
         """
-        z = self._points(x)
-        jitter = self._jitter(x)
+        z, jitter = self._points(x), self._jitter(x)
         return collapsed_objective(
             gp, x, z, y, noise, jitter=jitter, tighter=tighter, copies=copies
         )
@@ -180,12 +217,15 @@ class InducingPoints(Approximation):
         # place.
         return InducingPrior.build(gp, x, self._points(x).clone(), self._jitter(x))
 
-    def _points(self, x: Tensor) -> Tensor:
-        z = self.inducing_points
-        if z is None:
+    def _chosen(self) -> Tensor:
+        if self.inducing_points is None:
             raise InputError(
                 "The inducing points have not been chosen; call initialize(gp, x) first."
             )
+        return self.inducing_points
+
+    def _points(self, x: Tensor) -> Tensor:
+        z = self._chosen()
         if z.shape[-1] != x.shape[-1]:
             raise InputError(f"Inducing points have {z.shape[-1]} columns and x has {x.shape[-1]}.")
         if z.dtype != x.dtype or z.device != x.device:

@@ -32,6 +32,13 @@ __all__ = ["InterDomainFeatures"]
 class InterDomainFeatures(Protocol):
     """What inducing variables have to offer; implementations are modules that own their parameters."""
 
+    @property
+    def basis_shape(self) -> torch.Size | None:
+        """Shape [*b, M] of the variables, which strategies must know before there is a kernel.
+
+        None as long as :meth:`initialize` has not chosen them.
+        """
+
     def initialize(
         self, gp: GaussianProcessLike, x: Tensor, generator: torch.Generator | None = None
     ) -> None:

@@ -87,13 +87,13 @@ class GeometryOptions:
             if (
                 isinstance(number, bool)
                 or not isinstance(number, Integral)
-                or not 1 <= number <= _MOST
+                or not 1 <= int(number) <= _MOST
             ):
                 raise InputError(
                     f"{name} is {number!r}; it must be an integer from 1 to {_MOST}; time "
                     "grows with its cube."
                 )
-        if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        if isinstance(seed, bool) or not isinstance(seed, Integral) or int(seed) < 0:
             raise InputError(f"seed is {seed!r}; it must be an integer of at least 0.")
         for name, value, known in (
             ("ordering", self.ordering, _ORDERINGS),

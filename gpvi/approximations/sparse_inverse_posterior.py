@@ -167,8 +167,8 @@ class SparseInversePosterior(Posterior):
             return ()
         return (
             f"Posterior variances of the function are crude: at {ratios.shape[-1]} locations that were "
-            f"checked they are {low:.2f} to {high:.2f} times the exact ones of the same neighbours. Means are exact. "
-            "Use more neighbours, a rougher kernel, or approximation='inducing'.",
+            f"checked they are {low:.2f} to {high:.2f} times the exact ones of the same neighbours. Means "
+            "are exact. Use more neighbours, a rougher kernel, or approximation='inducing'.",
         )
 
     def _marginals(self) -> Marginals:

@@ -98,6 +98,36 @@ class WhitenedGaussian:
             trace + self.mean.square().sum(-1) - size + log_det_from_cholesky(self.factor)
         )
 
+    def as_sites(self) -> Sites:
+        """Sites on the whitened basis that make this q.
+
+        Returns
+        -------
+        Sites
+            With a full ``lam2``.
+        """
+        eye = torch.eye(self.factor.shape[-1], dtype=self.factor.dtype, device=self.factor.device)
+        precision = self.factor @ self.factor.mT - eye
+        precision = precision.expand(*self.shift.shape, precision.shape[-1])
+        return Sites(self.shift, precision, on="whitened")
+
+    def log_ratio(self, whitened: Tensor) -> Tensor:
+        """``log N(e | 0, I) - log q(e)``.
+
+        Parameters
+        ----------
+        whitened : Tensor, shape [*S, *b, M]
+            Values e.
+
+        Returns
+        -------
+        Tensor, shape [*S, *b]
+            Log weights of the prior against q.
+        """
+        scaled = mat_vec(self.factor.mT, whitened - self.mean).square().sum(-1)
+        log_det = log_det_from_cholesky(self.factor)
+        return 0.5 * (scaled - whitened.square().sum(-1) - log_det)
+
     def project(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of ``F'e``.
 

@@ -44,7 +44,7 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
     likelihood : {"auto", "probit", "logit", "softmax"} or a likelihood
         "auto" is "probit" for two classes and "softmax" for more. An object, of gpvi or GPyTorch, is copied;
         its classes are coded 0, 1, ...
-    approximation : {"auto", "exact", "state_space", "sic", "inducing"} or Approximation
+    approximation : str or Approximation
         "auto" is exact up to 1,170 rows (fewer for more than two classes). More rows: neighbours ("sic", a
         sparse inverse Cholesky factor) in at most three columns with a Matern kernel, else inducing points.
         With one numeric column and a kernel that has an exact state-space form it takes that above 292 rows
@@ -52,7 +52,9 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
         by a process of finite order. An object is copied; inducing inputs that it holds are in the units
         of X.
     num_inducing : int, optional
-        Inducing points of "inducing" (fewer if the data hold fewer distinct rows); 512 if left out.
+        Size of the basis: inducing points of "inducing" (512 if left out), "neighbor_inducing" (2,000) and of
+        both blocks of "orthogonal" (512), pseudo-points of "coreset" (100), units of "spherical" (128, for
+        the kernels "arc_cosine" and "zonal_..."). Fewer if the data hold fewer distinct rows.
     standardize : bool
         Standardise X internally.
     hyperparameters : dict, optional

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from gpvi._warnings import collect_warnings, warn
 from gpvi.approximations import Approximation, GaussianProcess
-from gpvi.estimators.building import ApproximationChoice, build_kernel, build_mean, choose
+from gpvi.estimators.building import build_kernel, build_mean
+from gpvi.estimators.choosing import ApproximationChoice, choose
 from gpvi.estimators.hyperparameters import (
     Fixed,
     Free,

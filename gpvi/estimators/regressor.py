@@ -33,7 +33,7 @@ class GPRegressor(RegressorMixin, RegressionEstimator):
         Prior mean.
     likelihood : {"auto", "gaussian", "student_t"} or a likelihood
         "auto" is "gaussian". An object, of gpvi or GPyTorch, is copied.
-    approximation : {"auto", "exact", "state_space", "sic", "inducing"} or Approximation
+    approximation : str or Approximation
         "auto" is exact up to 2,000 rows (1,170 for a likelihood that is not Gaussian). More rows: neighbours
         ("sic", a sparse inverse Cholesky factor) in at most three columns with a Matern kernel, else
         inducing points. With one numeric column and a kernel that has an exact state-space form it takes
@@ -41,7 +41,9 @@ class GPRegressor(RegressorMixin, RegressionEstimator):
         also takes an RBF kernel, by a process of finite order. An object is copied; inducing inputs that it
         holds are in the units of X.
     num_inducing : int, optional
-        Inducing points of "inducing" (fewer if the data hold fewer distinct rows); 512 if left out.
+        Size of the basis: inducing points of "inducing" (512 if left out), "neighbor_inducing" (2,000) and of
+        both blocks of "orthogonal" (512), pseudo-points of "coreset" (100), units of "spherical" (128, for
+        the kernels "arc_cosine" and "zonal_..."). Fewer if the data hold fewer distinct rows.
     standardize : bool
         Standardise X and y internally; everything reported is in the units of the data.
     hyperparameters : dict, optional

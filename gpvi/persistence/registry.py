@@ -23,8 +23,15 @@ import gpvi.inference
 import gpvi.kernels
 import gpvi.likelihoods
 from gpvi.approximations import (
+    _neighbor_inducing_rows,
+    _neighbor_inducing_sites,
+    _orthogonal_basis,
+    _orthogonal_gaussian,
+    _orthogonal_prior,
+    _orthogonal_solve,
     _state_space_knots,
     exact_posterior,
+    features,
     neighbor_geometry,
     whitened,
 )
@@ -59,6 +66,13 @@ _FAMILIES: tuple[tuple[types.ModuleType, tuple[type, ...]], ...] = (
     (whitened, (object,)),
     (_state_space_knots, (object,)),
     (neighbor_geometry, (object,)),
+    (features, (object,)),
+    (_neighbor_inducing_rows, (object,)),
+    (_neighbor_inducing_sites, (object,)),
+    (_orthogonal_basis, (object,)),
+    (_orthogonal_gaussian, (object,)),
+    (_orthogonal_prior, (object,)),
+    (_orthogonal_solve, (_orthogonal_solve.DensePrecision, _orthogonal_solve.LowRankPrecision)),
     (quadrature, (quadrature.QuadratureRule,)),
 )
 # Further ones, one by one: a class whose methods write files or start processes has no place here.

@@ -9,7 +9,8 @@ container                    what it stores                                 who 
 ===========================  =============================================  ======================
 :class:`NaturalSites`        natural parameters, as buffers                 ``natural_step``
 :class:`WhitenedMoments`     mean and Cholesky factor of q(e), as GPyTorch  an optimiser
-:class:`PseudoTargets`       a target and a log precision per data row      an optimiser
+:class:`BlockMoments`        the same of two independent blocks of e        an optimiser
+:class:`PseudoTargets`       a target and a log precision per site          an optimiser
 ===========================  =============================================  ======================
 
 Why not the natural parameters under Adam: after 400 steps with a Gaussian likelihood of small noise on
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from gpvi.approximations import Sites, SiteSpace
 from gpvi.exceptions import InputError, UnsupportedError
+from gpvi.strategies.tied_form import FREE, TiedForm
 
 __all__ = [
     "NaturalSites",
@@ -184,11 +186,7 @@ class WhitenedMoments(SiteParameters):
 
     def sites(self) -> Sites:
         """Sites on the whitened basis."""
-        factor = self.chol_variational_covar.tril()
-        eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-        inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
-        half = inverse @ self.variational_mean.unsqueeze(-1)
-        return Sites((inverse.mT @ half).squeeze(-1), inverse.mT @ inverse - eye, "whitened")
+        return _moment_sites(self.variational_mean, self.chol_variational_covar)
 
     def initialize_variational_distribution(self, prior_dist: MultivariateNormal) -> None:
         """Set q(e) to given moments.
@@ -207,8 +205,75 @@ class WhitenedMoments(SiteParameters):
         return self.variational_mean
 
 
+class BlockMoments(SiteParameters):
+    r"""Means and Cholesky factors of two independent blocks of the whitened q(e).
+
+    Starts at the prior.
+
+    Parameters
+    ----------
+    shape : torch.Size, [*b, M + K]
+        Batch shape and number of basis variables.
+    like : Tensor
+        Gives dtype and device.
+    size : int
+        Variables M of the first block.
+    moved : bool
+        Whether the second block keeps the covariance of its prior, and has a mean only.
+    """
+
+    variational_mean: torch.nn.Parameter
+    chol_variational_covar: torch.nn.Parameter
+    orthogonal_mean: torch.nn.Parameter
+    chol_orthogonal_covar: torch.nn.Parameter | None
+
+    def __init__(self, shape: torch.Size, like: Tensor, size: int, *, moved: bool) -> None:
+        super().__init__(shape)
+        mean = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        first, second = mean[..., :size].clone(), mean[..., size:].clone()
+        factors = [torch.diag_embed(torch.ones_like(part)) for part in (first, second)]
+        self.variational_mean = torch.nn.Parameter(first)
+        self.chol_variational_covar = torch.nn.Parameter(factors[0])
+        self.orthogonal_mean = torch.nn.Parameter(second)
+        factor = None if moved else torch.nn.Parameter(factors[1])
+        self.register_parameter("chol_orthogonal_covar", factor)
+
+    def sites(self) -> Sites:
+        """Sites on the whitened basis, without entries between the blocks."""
+        first = _moment_sites(self.variational_mean, self.chol_variational_covar)
+        mean, factor = self.orthogonal_mean, self.chol_orthogonal_covar
+        M, K = first.lam1.shape[-1], mean.shape[-1]
+        pad = torch.nn.functional.pad
+        if factor is None:
+            return Sites(torch.cat([first.lam1, mean], -1), pad(first.lam2, (0, K, 0, K)), first.on)
+        second = _moment_sites(mean, factor)
+        lam2 = torch.cat([pad(first.lam2, (0, K)), pad(second.lam2, (M, 0))], -2)
+        return Sites(torch.cat([first.lam1, second.lam1], -1), lam2, first.on)
+
+    def initialize_variational_distribution(self, prior_dist: MultivariateNormal) -> None:
+        """Set q(e) to given moments, without covariances between the blocks.
+
+        Parameters
+        ----------
+        prior_dist : MultivariateNormal
+            Over the whitened basis, [*b, M + K]; N(0, I) is the prior.
+        """
+        size = self.variational_mean.shape[-1]
+        mean, covariance = prior_dist.mean, prior_dist.covariance_matrix
+        with torch.no_grad():
+            self.variational_mean.copy_(mean[..., :size])
+            self.orthogonal_mean.copy_(mean[..., size:])
+            self.chol_variational_covar.copy_(torch.linalg.cholesky(covariance[..., :size, :size]))
+            if self.chol_orthogonal_covar is not None:
+                factor = torch.linalg.cholesky(covariance[..., size:, size:])
+                self.chol_orthogonal_covar.copy_(factor)
+
+    def _stored(self) -> Tensor:
+        return self.variational_mean
+
+
 class PseudoTargets(SiteParameters):
-    r"""A target and a log precision per data row; starts at targets 0 with precision 1.
+    r"""A target and a log precision per data row or basis value; starts at targets 0 with precision 1.
 
     .. math:: \lambda_{2,n} = \exp(\rho_n), \qquad \lambda_{1,n} = \lambda_{2,n} \tilde y_n
 
@@ -218,21 +283,24 @@ class PseudoTargets(SiteParameters):
         Batch shape and number of rows.
     like : Tensor
         Gives dtype and device.
+    on : {"data", "basis"}
+        What the sites are about.
     """
 
     pseudo_target: torch.nn.Parameter
     log_precision: torch.nn.Parameter
 
-    def __init__(self, shape: torch.Size, like: Tensor) -> None:
+    def __init__(self, shape: torch.Size, like: Tensor, on: SiteSpace = "data") -> None:
         super().__init__(shape)
+        self._on = on
         zeros = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.pseudo_target = torch.nn.Parameter(zeros)
         self.log_precision = torch.nn.Parameter(zeros.clone())
 
     def sites(self) -> Sites:
-        """Sites on the data rows."""
+        """Diagonal sites."""
         precision = self.log_precision.exp()
-        return Sites(precision * self.pseudo_target, precision)
+        return Sites(precision * self.pseudo_target, precision, self._on)
 
     def initialize_variational_distribution(self, prior_dist: MultivariateNormal) -> None:
         """Go back to targets equal to the prior mean, with precision 1.
@@ -248,6 +316,15 @@ class PseudoTargets(SiteParameters):
 
     def _stored(self) -> Tensor:
         return self.pseudo_target
+
+
+def _moment_sites(mean: Tensor, factor: Tensor) -> Sites:
+    """Whitened sites of ``N(mean, S)`` with the lower triangle of ``factor`` as root of S."""
+    factor = factor.tril()
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
+    half = inverse @ mean.unsqueeze(-1)
+    return Sites((inverse.mT @ half).squeeze(-1), inverse.mT @ inverse - eye, "whitened")
 
 
 def as_rows(inputs: Tensor | None) -> Tensor | None:
@@ -280,7 +357,12 @@ def as_rows(inputs: Tensor | None) -> Tensor | None:
 
 
 def new_site_parameters(
-    site_parameters: str, basis: Tensor, batch_shape: torch.Size | None, *, tied: bool
+    site_parameters: str,
+    basis: Tensor,
+    batch_shape: torch.Size | None,
+    *,
+    tied: bool,
+    form: TiedForm = FREE,
 ) -> SiteParameters:
     """Sites in their starting state.
 
@@ -288,26 +370,32 @@ def new_site_parameters(
     ----------
     site_parameters : {"gradient", "natural"}
         Who moves them.
-    basis : Tensor, shape [*b, M, D]
-        Inputs of the basis.
+    basis : Tensor, shape [*b, M]
+        Anything of the shape, dtype and device of the basis.
     batch_shape : torch.Size, optional
-        Batch shape of the sites; that of the inputs if left out.
+        Batch shape of the sites; that of the basis if left out.
     tied : bool
         Whether the sites are on the basis rather than on data rows.
+    form : TiedForm
+        What q on a basis looks like.
 
     Returns
     -------
     SiteParameters
         q is the prior; pseudo-targets start at 0 with precision 1.
     """
-    own = basis.shape[:-2]
+    own = basis.shape[:-1]
     batch = own if batch_shape is None else torch.Size(batch_shape)
-    check_batch_shape(own, batch, "The set of basis inputs")
-    shape = torch.Size([*batch, basis.shape[-2]])
+    check_batch_shape(own, batch, "The basis")
+    shape = torch.Size([*batch, basis.shape[-1]])
     if site_parameters == "natural":
         return NaturalSites(shape, basis, "basis" if tied else "data")
     if site_parameters == "gradient":
-        return WhitenedMoments(shape, basis) if tied else PseudoTargets(shape, basis)
+        if not tied or form.diagonal:
+            return PseudoTargets(shape, basis, "basis" if tied else "data")
+        if form.first_block is not None:
+            return BlockMoments(shape, basis, form.first_block, moved=form.moved)
+        return WhitenedMoments(shape, basis)
     raise InputError(f"site_parameters is {site_parameters!r}; it must be 'gradient' or 'natural'.")
 
 

@@ -5,8 +5,9 @@ Gaussian sites, and hands back q(f). GPyTorch's objectives, optimisers and multi
 on it in a loop that the user writes. Sites move in one of two ways:
 
 * ``site_parameters="gradient"``: they are parameters, for any optimiser. Tied to inducing points they
-  are the whitened mean and Cholesky factor of GPyTorch's own strategy; on data rows pseudo-targets
-  and log precisions;
+  are the whitened mean and Cholesky factor of GPyTorch's own strategy (one pair per block where
+  :class:`~gpvi.approximations.Orthogonal` keeps blocks independent); on data rows, coresets and neighbour-
+  given inducing points pseudo-targets and log precisions;
 * ``site_parameters="natural"``: they are buffers that :meth:`SiteStrategy.natural_step` moves, while
   an optimiser trains the hyperparameters.
 
@@ -31,6 +32,8 @@ from torch import Tensor
 
 from gpvi._warnings import warn
 from gpvi.approximations import Approximation, Posterior, Prior
+from gpvi.approximations.inter_domain import InterDomain
+from gpvi.approximations.orthogonal import Orthogonal
 from gpvi.exceptions import InputError, PriorCollapseWarning, UnsupportedError
 from gpvi.strategies.distributions import (
     BasisPosterior,
@@ -49,6 +52,7 @@ from gpvi.strategies.site_parameters import (
     check_batch_shape,
     new_site_parameters,
 )
+from gpvi.strategies.tied_form import FREE, tied_form
 
 __all__ = ["SiteStrategy"]
 
@@ -64,7 +68,8 @@ class SiteStrategy(_VariationalStrategy):
     model : gpytorch.models.ApproximateGP
         The model that is being built; its ``forward`` returns the prior at inputs.
     approximation : Approximation
-        How the prior is approximated. ``InducingPoints`` must have its inducing points already.
+        How the prior is approximated. ``InducingPoints`` must have its inducing points already, and so
+        must features and blocks of ``InterDomain`` and ``Orthogonal``.
     site_parameters : {"gradient", "natural"}
         Whether sites are parameters for an optimiser, or buffers for :meth:`natural_step`.
     train_inputs : Tensor, shape [N, D] or [N], optional
@@ -115,9 +120,12 @@ class SiteStrategy(_VariationalStrategy):
         object.__setattr__(self, "model", model)
         self.approximation = approximation
         self.register_buffer("train_inputs", as_rows(train_inputs))
+        form = tied_form(approximation) if train_inputs is None else FREE
         self._variational_distribution = new_site_parameters(
-            site_parameters, self.inducing_points, batch_shape, tied=train_inputs is None
+            site_parameters, self._like_basis(), batch_shape, tied=train_inputs is None, form=form
         )
+        # A row that was seen, for features that have no inputs of their own.
+        self._seen: Tensor | None = None
         self._kept: Kept[Posterior] = Kept()
         self._spare: Kept[Prior] = Kept()
         self._checked = False
@@ -189,6 +197,11 @@ class SiteStrategy(_VariationalStrategy):
         if self.train_inputs is not None:
             return self.train_inputs
         approximation = self.approximation
+        if isinstance(approximation, InterDomain):
+            raise UnsupportedError(
+                f"{type(approximation.features).__name__} are features, not inputs; ask "
+                "strategy.approximation.features for their parameters."
+            )
         points = getattr(approximation, "inducing_points", None)
         if points is not None:
             return points
@@ -363,7 +376,11 @@ class SiteStrategy(_VariationalStrategy):
         self._spare.drop()
         if spare is not None:
             return spare
-        probes = self.inducing_points.detach().flatten(0, -2)[:_NUM_PROBES]
+        if self._has_inputs:
+            probes = self.inducing_points.detach().flatten(0, -2)[:_NUM_PROBES]
+        else:
+            probes = x.detach().flatten(0, -2)[:_NUM_PROBES]
+            self._seen = probes[:1].clone()
         process = ModelGaussianProcess(self.model, probes)
         if not self._checked:
             check_batch_shape(process.batch_shape, self.batch_shape, type(self.model).__name__)
@@ -374,7 +391,32 @@ class SiteStrategy(_VariationalStrategy):
         """Rows for a posterior whose marginals nobody asks for."""
         if self.train_inputs is not None:
             return self.train_inputs
-        return self.inducing_points.detach()[..., :1, :]
+        if self._has_inputs:
+            return self.inducing_points.detach()[..., :1, :]
+        if self._seen is None:
+            raise InputError(
+                "This strategy has seen no inputs yet, and its features have none: call the model on some "
+                "rows first."
+            )
+        return self._seen
+
+    @property
+    def _has_inputs(self) -> bool:
+        """Whether inputs are known before any row is seen."""
+        return self.train_inputs is not None or not isinstance(self.approximation, InterDomain)
+
+    def _like_basis(self) -> Tensor:
+        """A tensor of the shape [*b, M], dtype and device of the basis."""
+        approximation = self.approximation
+        if self.train_inputs is not None or not isinstance(approximation, InterDomain | Orthogonal):
+            return self.inducing_points[..., 0]
+        shape = approximation.basis_shape
+        if shape is None:
+            raise InputError(
+                f"Features of {type(approximation).__name__} have not been chosen, and a model that is still "
+                "being built has no kernel to choose them with; call approximation.initialize(gp, x) first."
+            )
+        return next(approximation.parameters(), torch.empty(())).new_empty(shape)
 
     def _state(self, with_sites: bool = True) -> list[Tensor]:
         """Every tensor that q, or only the prior, depends on."""

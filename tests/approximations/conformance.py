@@ -27,6 +27,10 @@ from gpvi.approximations import (
     StateSpace,
     White,
 )
+from gpvi.approximations.coreset import Coreset
+from gpvi.approximations.inter_domain import InterDomain
+from gpvi.approximations.neighbor_inducing import NeighborInducing
+from gpvi.approximations.orthogonal import Orthogonal
 from gpvi.kernels import WhiteKernel
 from gpvi.linalg import default_jitter
 
@@ -53,6 +57,10 @@ class Entry:
     samples_anywhere: bool = True
     # The basis are values of f: at the rows, at inducing inputs. Otherwise it is the path of a state.
     basis_is_function: bool = True
+    # Whether draws can be functions of the inputs: by random features, and a basis of function values.
+    has_paths: bool = True
+    # Whether everything has a derivative at a zero site; not where precisions cannot fall below zero.
+    smooth_at_zero_sites: bool = True
     variants: tuple[str, ...] = VARIANTS
 
 
@@ -101,17 +109,46 @@ def through_inducing(
     approximation: Approximation, gp: GaussianProcess, x1: Tensor, x2: Tensor
 ) -> Tensor:
     """Nystrom covariance, with the jitter that Kzz carries."""
-    z = approximation.inducing_points
+    z = getattr(approximation, "features", approximation).inducing_points
     Kzz = gp.covariance(z)
     jitter = default_jitter(z.dtype) * Kzz.diagonal(dim1=-2, dim2=-1).mean(-1)
     Kzz = Kzz + jitter[..., None, None] * torch.eye(z.shape[-2], dtype=z.dtype)
     return gp.covariance(x1, z) @ torch.linalg.solve(Kzz, gp.covariance(z, x2))
 
 
+def through_neighbors(
+    approximation: Approximation, gp: GaussianProcess, x1: Tensor, x2: Tensor
+) -> Tensor:
+    """Nystrom covariance; with all inducing points as neighbours nothing else is left."""
+    z = approximation.inducing_points
+    Kzz = gp.covariance(z)
+    nugget = approximation.nugget * Kzz.diagonal(dim1=-2, dim2=-1)
+    return gp.covariance(x1, z) @ torch.linalg.solve(
+        Kzz + torch.diag_embed(nugget), gp.covariance(z, x2)
+    )
+
+
+def neighbor_inducing(dtype: torch.dtype) -> NeighborInducing:
+    """More neighbours than inducing points and rows, so that all patterns are full."""
+    return NeighborInducing(
+        inducing_points=uniform(NUM_INDUCING, 2, seed=4, high=2.0).to(dtype),
+        num_neighbors=12,
+        num_prediction_neighbors=40,
+        nugget=1e-10 if dtype == torch.float64 else 1e-6,
+        learn=True,
+    )
+
+
 def inducing_points(*batch: int) -> Callable[[torch.dtype], InducingPoints]:
     """Builder of inducing points at fixed inputs."""
     z = uniform(*batch, NUM_INDUCING, 2, seed=4, high=2.0)
     return lambda dtype: InducingPoints(inducing_points=z.to(dtype))
+
+
+def orthogonal(dtype: torch.dtype) -> Orthogonal:
+    """Two sets of inducing points."""
+    first, second = inducing_points()(dtype), uniform(3, 2, seed=14, high=2.0).to(dtype)
+    return Orthogonal(first, InducingPoints(inducing_points=second))
 
 
 ENTRIES = {
@@ -133,8 +170,42 @@ ENTRIES = {
         dense,
         lowest_precision=-0.05,
     ),
+    # Its points hold all rows of every variant, so that its family holds every posterior.
+    "coreset": Entry(
+        lambda dtype: Coreset(
+            points=uniform(15, 2, seed=7, high=2.0).to(dtype),
+            jitter=1e-12 if dtype == torch.float64 else 1e-6,
+        ),
+        matern,
+        dense,
+        has_residual=True,
+        finite_basis=True,
+        basis_inputs=lambda approximation, x: approximation.points,
+        lowest_precision=-0.05,
+        smooth_at_zero_sites=False,
+    ),
     "inducing": Entry(
         inducing_points(),
+        matern,
+        through_inducing,
+        has_residual=True,
+        finite_basis=True,
+        basis_inputs=lambda approximation, x: approximation.inducing_points,
+        lowest_precision=-0.05,
+    ),
+    # Function values as features of the process without its mean.
+    "inter-domain": Entry(
+        lambda dtype: InterDomain(inducing_points()(dtype)),
+        matern,
+        through_inducing,
+        has_residual=True,
+        finite_basis=True,
+        lowest_precision=-0.05,
+        basis_is_function=False,
+        has_paths=False,
+    ),
+    "orthogonal": Entry(
+        orthogonal,
         matern,
         through_inducing,
         has_residual=True,
@@ -151,6 +222,15 @@ ENTRIES = {
         basis_inputs=lambda approximation, x: approximation.inducing_points,
         lowest_precision=-0.05,
         variants=("latents", "batch", "groups"),
+    ),
+    "neighbor-inducing": Entry(
+        neighbor_inducing,
+        matern,
+        through_neighbors,
+        has_residual=True,
+        finite_basis=True,
+        basis_inputs=lambda approximation, x: approximation.inducing_points,
+        smooth_at_zero_sites=False,
     ),
 }
 

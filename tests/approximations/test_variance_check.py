@@ -16,7 +16,11 @@ from gpvi.exceptions import AccuracyWarning, UnsupportedError
 
 
 def conditioned(
-    kernel: gpytorch.kernels.Kernel, lengthscale: float, precision: float, rows: int = 300, m: int = 30
+    kernel: gpytorch.kernels.Kernel,
+    lengthscale: float,
+    precision: float,
+    rows: int = 300,
+    m: int = 30,
 ) -> SparseInversePosterior:
     x = torch.rand(rows, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     kernel = kernel.double()

@@ -108,7 +108,7 @@ class TestPredictions:
     @pytest.mark.filterwarnings("ignore:The fit is not converged")
     def test_auto(self, fitted, monkeypatch):
         assert isinstance(fitted.approximation_, Exact)
-        monkeypatch.setattr("gpvi.estimators.building._MAX_EXACT_ROWS", 50)
+        monkeypatch.setattr("gpvi.estimators.choosing._MAX_EXACT_ROWS", 50)
         model = regressor(num_inducing=20, max_iter=5).fit(X, Y)
         assert isinstance(model.approximation_, InducingPoints)
 

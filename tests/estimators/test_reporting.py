@@ -74,7 +74,7 @@ class TestSummary:
 
     @pytest.mark.filterwarnings("ignore:The fit is not converged")
     def test_limits_of_auto(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("gpvi.estimators.building._MAX_EXACT_ROWS", 50)
+        monkeypatch.setattr("gpvi.estimators.choosing._MAX_EXACT_ROWS", 50)
         cases = (
             (GPRegressor, Y, 50, "exact"),
             (GPClassifier, Y > 0, 29, "inducing"),

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from gpvi.approximations import Exact, InducingPoints, SparseInverseCholesky, StateSpace
-from gpvi.estimators import GPClassifier, GPCountRegressor, GPRegressor, building
-from gpvi.estimators.building import choose
+from gpvi.estimators import GPClassifier, GPCountRegressor, GPRegressor, choosing
+from gpvi.estimators.choosing import choose
 from gpvi.exceptions import AccuracyWarning, InputError
 from gpvi.kernels import parse_kernel
 
@@ -207,7 +207,7 @@ class TestChoice:
 
     @pytest.fixture(autouse=True)
     def small_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(building, "_MAX_EXACT_ROWS", 100)
+        monkeypatch.setattr(choosing, "_MAX_EXACT_ROWS", 100)
 
     @pytest.mark.parametrize("kernel", ["matern12", "matern32", "matern52", "matern32 * matern52"])
     @pytest.mark.parametrize("columns", [2, 3])

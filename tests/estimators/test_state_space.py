@@ -10,7 +10,7 @@ import torch
 
 from gpvi.approximations import Exact, InducingPoints, SparseInverseCholesky, StateSpace
 from gpvi.estimators import GPClassifier, GPCountRegressor, GPRegressor
-from gpvi.estimators.building import choose, dense_limit, exact_states
+from gpvi.estimators.choosing import choose, dense_limit, exact_states
 from gpvi.exceptions import InputError, UnsupportedError
 from gpvi.kernels import parse_kernel
 

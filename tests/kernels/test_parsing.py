@@ -38,7 +38,9 @@ from gpvi.kernels import (
     parse_kernel,
     set_lengthscales,
 )
+from gpvi.kernels.arc_cosine import ArcCosineKernel
 from gpvi.kernels.parsing import kernel_terms
+from gpvi.kernels.zonal import ZonalKernel
 
 NUM_FEATURES = 3
 
@@ -96,6 +98,10 @@ def rational_quadratic() -> Kernel:
     return RQKernel(ard_num_dims=NUM_FEATURES)
 
 
+def zonal(shape: str) -> Kernel:
+    return ZonalKernel(shape, ard_num_dims=NUM_FEATURES)
+
+
 def linear() -> Kernel:
     return unit(LinearKernel(), "variance")
 
@@ -117,6 +123,11 @@ BY_HAND = {
     "rational_quadratic": lambda: scale(rational_quadratic()),
     "periodic": lambda: scale(periodic()),
     "hamming": lambda: scale(HammingKernel(ard_num_dims=NUM_FEATURES)),
+    "arc_cosine": lambda: scale(ArcCosineKernel(ard_num_dims=NUM_FEATURES)),
+    "zonal_matern12": lambda: scale(zonal("matern12")),
+    "zonal_matern32": lambda: scale(zonal("matern32")),
+    "zonal_matern52": lambda: scale(zonal("matern52")),
+    "zonal_rbf": lambda: scale(zonal("rbf")),
     "linear": LinearKernel,
     "constant": ConstantKernel,
     "white": WhiteKernel,

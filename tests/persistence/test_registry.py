@@ -177,6 +177,8 @@ def test_every_part_of_a_posterior_is_known() -> None:
         module = importlib.import_module(info.name)
         for value in vars(module).values():
             if isinstance(value, type) and value.__module__ == module.__name__:
+                if issubclass(value, gpytorch.models.GP):
+                    continue  # handed out, and never held
                 is_part = dataclasses.is_dataclass(value) or issubclass(value, torch.nn.Module)
                 if is_part and not inspect.isabstract(value) and CLASSES.name_of(value) is None:
                     missing.add(value)

@@ -10,8 +10,12 @@ from torch import Tensor
 import gpvi.approximations
 from gpvi.approximations import (
     Approximation,
+    Coreset,
     Exact,
     InducingPoints,
+    InterDomain,
+    NeighborInducing,
+    Orthogonal,
     SparseInverseCholesky,
     StateSpace,
     White,
@@ -43,21 +47,43 @@ STRATEGIES: dict[str, type[Approximation]] = {
     "white": White,
     "state space": StateSpace,
     "sparse inverse": SparseInverseCholesky,
+    "coreset": Coreset,
+    "neighbor inducing": NeighborInducing,
+    "inter-domain": InterDomain,
+    "orthogonal": Orthogonal,
 }
+TIED = ("inducing points", "coreset", "neighbor inducing", "inter-domain", "orthogonal")
 KERNELS: dict[str, Callable[[], gpytorch.kernels.Kernel]] = {
     "white": WhiteKernel,
     "state space": lambda: gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5)),
     "sparse inverse": lambda: gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5)),
+    "neighbor inducing": lambda: gpytorch.kernels.ScaleKernel(
+        gpytorch.kernels.MaternKernel(nu=1.5)
+    ),
 }
+
+
+def approximation_of(name: str, z: torch.Tensor) -> Approximation:
+    """The approximation of one entry of STRATEGIES, at given inducing inputs where it has any."""
+    kind = STRATEGIES[name]
+    if kind is Coreset:
+        return Coreset(points=z)
+    if kind in (InducingPoints, NeighborInducing):
+        return kind(inducing_points=z)
+    if kind is InterDomain:
+        return InterDomain(InducingPoints(inducing_points=z))
+    if kind is Orthogonal:
+        blocks = [InducingPoints(inducing_points=part) for part in (z[::2], z[1::2])]
+        return Orthogonal(*blocks, q="block")
+    return kind()
 
 
 def build(name: str, make_model: type, rows: object, site_parameters: str) -> object:
     """A model for one entry of STRATEGIES."""
 
     def strategy(model: gpytorch.models.ApproximateGP) -> SiteStrategy:
-        inducing = STRATEGIES[name] is InducingPoints
-        approximation = InducingPoints(inducing_points=rows.z) if inducing else STRATEGIES[name]()
-        inputs = None if name == "inducing points" else rows.x
+        approximation = approximation_of(name, rows.z)
+        inputs = None if name in TIED else rows.x
         return SiteStrategy(
             model, approximation, site_parameters=site_parameters, train_inputs=inputs
         )

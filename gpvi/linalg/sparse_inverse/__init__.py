@@ -17,6 +17,7 @@ from gpvi.linalg.sparse_inverse.operator import SparseInverseCholeskyLinearOpera
 from gpvi.linalg.sparse_inverse.ordering import maximin_order, merge_duplicates, spatial_order
 from gpvi.linalg.sparse_inverse.pattern import NeighborPattern
 from gpvi.linalg.sparse_inverse.products import factor_product, factor_transpose_product
+from gpvi.linalg.sparse_inverse.rectangular import SparseRows, rows_product, rows_transpose_product
 from gpvi.linalg.sparse_inverse.row_evidence import row_log_evidence
 from gpvi.linalg.sparse_inverse.solves import factor_solve, factor_transpose_solve
 from gpvi.linalg.sparse_inverse.stationary_columns import stationary_inverse_columns
@@ -25,6 +26,7 @@ __all__ = [
     "NeighborPattern",
     "NeighborSearch",
     "SparseInverseCholeskyLinearOperator",
+    "SparseRows",
     "correlation_neighbors",
     "earlier_neighbors",
     "factor_product",
@@ -45,6 +47,8 @@ __all__ = [
     "precision_solve",
     "row_log_densities",
     "row_log_evidence",
+    "rows_product",
+    "rows_transpose_product",
     "spatial_order",
     "stationary_inverse_columns",
 ]

@@ -25,14 +25,21 @@ _LARGEST_TABLE = 2**28
 
 
 def factorize(
-    pattern: NeighborPattern, on: NeighborPattern, columns: Tensor, precision: Tensor
+    pattern: NeighborPattern,
+    on: NeighborPattern,
+    columns: Tensor,
+    precision: Tensor,
+    gathered: Tensor | None,
 ) -> tuple[Tensor, int, int]:
-    """V [F, M, k + 1] for columns [F, M, m + 1] and precision [F, M], one of them for all where F is 1,
-    and the number of the factor and row of the first pivot that is not positive (-1 without any)."""
-    F = max(len(columns), len(precision))
+    """V [F, M, k + 1] for columns [F, M, m + 1], precision [F, M] and what else adds to the product on the
+    pattern [F, M, k + 1], one of them for all where F is 1, and the number of the factor and row of the
+    first pivot that is not positive (-1 without any)."""
+    F = max(len(part) for part in (columns, precision, gathered) if part is not None)
     table = _slots(pattern) if on is pattern else None
     width = on.num_neighbors + (1 if table is None else 2)
     V = columns.new_zeros(F, on.num_rows, width)
+    if gathered is not None:
+        V[..., : on.num_neighbors + 1] = gathered
     for number, out in enumerate(V.numpy()):
         U, w = _of(columns, number), _of(precision, number)
         if table is None:
@@ -51,16 +58,17 @@ def gradients(
     factor: Tensor,
     upstream: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by columns and precision from those by the factor, both for every factor."""
-    F, M = factor.shape[:2]
+    """Gradients by columns, and by what has been gathered on the pattern [F, M, k + 1], from those by the
+    factor; both for every factor. Slots that the pattern does not use hold anything."""
+    F = len(factor)
     by_columns = factor.new_zeros(F, *columns.shape[1:])
-    by_precision = factor.new_empty(F, M)
+    by_sums = factor.new_empty(factor.shape)
     for number in range(F):
         parts = (_of(part, number) for part in (columns, factor, upstream))
         U, V, up = parts
-        out = by_columns[number].numpy(), by_precision[number].numpy()
+        out = by_columns[number].numpy(), by_sums[number].numpy()
         _gradients(*_numbers(pattern), U, *_numbers(on), V, up, *out)
-    return by_columns, by_precision
+    return by_columns, by_sums
 
 
 def _of(tensor: Tensor, number: int) -> np.ndarray:
@@ -116,8 +124,8 @@ def _factorize_by_table(
     w: np.ndarray,
     V: np.ndarray,
 ) -> int:  # pragma: no cover - compiled
-    """V [M, m + 2] in place of zeros, the last slot for what falls off the pattern; returns -1, or the
-    row whose pivot is not positive."""
+    """V [M, m + 2] in place of what is there already, the last slot for what falls off the pattern;
+    returns -1, or the row whose pivot is not positive."""
     M, m = neighbors.shape
     for c in range(M - 1, -1, -1):
         u_cc = U[c, m]
@@ -148,8 +156,8 @@ def _factorize(
     w: np.ndarray,
     V: np.ndarray,
 ) -> int:  # pragma: no cover - compiled
-    """V [M, k + 1] in place of zeros, for U and V on any patterns; returns -1, or the row whose pivot is
-    not positive."""
+    """V [M, k + 1] in place of what is there already, for U and V on any patterns; returns -1, or the row
+    whose pivot is not positive."""
     M, m = neighbors.shape
     k = on.shape[1]
     spread = np.zeros((M, 2))  # column c of U and of V
@@ -194,13 +202,12 @@ def _gradients(
     V: np.ndarray,
     by_V: np.ndarray,
     by_U: np.ndarray,
-    by_w: np.ndarray,
+    by_sum: np.ndarray,
 ) -> None:  # pragma: no cover - compiled
     """The sweep in reverse: `by_sum` is the gradient by what column c had gathered when it was finished,
     and that of all earlier columns is known when c has its turn."""
     M, m = neighbors.shape
     k = on.shape[1]
-    by_sum = np.empty((M, k + 1))
     spread = np.zeros((M, 2))  # columns c of U and V, zero in all other rows
     by_spread = np.empty((M, 2))  # gradients by them; what stands in other rows is never read
     for c in range(M):
@@ -237,7 +244,6 @@ def _gradients(
             by_u_cc += g * spread[a, 0]
         g = 0.5 * total / v_cc
         by_sum[c, k] = g
-        by_w[c] = g
         by_U[c, m] = by_u_cc + 2.0 * g * u_cc
         for q in range(counts[c]):
             a = np.uint32(neighbors[c, q])

@@ -10,23 +10,31 @@ from torch import Tensor
 from gpvi.linalg.sparse_inverse.levels import backward_levels
 from gpvi.linalg.sparse_inverse.pattern import NeighborPattern
 
-__all__ = ["factorize", "gradients"]
+__all__ = ["Shares", "factorize", "gradients"]
 
 # Numbers in the largest intermediate result.
 _LARGEST = 2**24
 
 
 def factorize(
-    pattern: NeighborPattern, on: NeighborPattern, columns: Tensor, precision: Tensor
+    pattern: NeighborPattern,
+    on: NeighborPattern,
+    columns: Tensor,
+    precision: Tensor,
+    gathered: Tensor | None,
 ) -> tuple[Tensor, int, int]:
-    """V [F, M, k + 1] for columns [F, M, m + 1] and precision [F, M], one of them for all where F is 1,
-    and the number of the factor and row of the first pivot that is not positive (-1 without any)."""
-    F, M, k = max(len(columns), len(precision)), on.num_rows, on.num_neighbors
+    """V [F, M, k + 1] for columns [F, M, m + 1], precision [F, M] and what else adds to the product on the
+    pattern [F, M, k + 1], one of them for all where F is 1, and the number of the factor and row of the
+    first pivot that is not positive (-1 without any)."""
+    F = max(len(part) for part in (columns, precision, gathered) if part is not None)
+    M, k = on.num_rows, on.num_neighbors
     sums = columns.new_zeros(len(columns), M + 1, k + 1)
-    of_columns, of_factor = _Shares(pattern, on), _Shares(on, on)
+    of_columns, of_factor = _of_pattern(pattern, on), _of_pattern(on, on)
     of_columns.add(sums, columns, None, 1.0)
     sums = sums.repeat(F // len(sums), 1, 1)
     sums[:, :M, k] += precision
+    if gathered is not None:
+        sums[:, :M] += gathered
     V = torch.zeros_like(sums[:, :M])
     for rows in backward_levels(on):
         pivot = sums[:, rows, k:]
@@ -37,7 +45,7 @@ def factorize(
         root = pivot.sqrt()
         V[:, rows] = torch.cat([sums[:, rows, :k] / root, root], -1)
         of_factor.add(sums, V, rows, -1.0)
-    return V * of_factor.used, -1, -1
+    return V * _with_diagonal(on)[1], -1, -1
 
 
 def gradients(
@@ -47,36 +55,43 @@ def gradients(
     factor: Tensor,
     upstream: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by columns and precision from those by the factor, both for every factor."""
+    """Gradients by columns, and by what has been gathered on the pattern [F, M, k + 1], from those by the
+    factor; both for every factor."""
     F, M, k = factor.shape[0], on.num_rows, on.num_neighbors
-    of_columns, of_factor = _Shares(pattern, on), _Shares(on, on)
+    of_columns, of_factor = _of_pattern(pattern, on), _of_pattern(on, on)
     by_sums = factor.new_zeros(F, M + 1, k + 1)
-    upstream = upstream * of_factor.used
+    used = _with_diagonal(on)[1]
+    upstream = upstream * used
     for rows in reversed(backward_levels(on)):
         by_factor = upstream[:, rows] + of_factor.adjoint(by_sums, factor, rows, -1.0)
         values, root = factor[:, rows, :k], factor[:, rows, k:]
-        by_entries = by_factor[..., :k] / root * of_factor.used[rows, :k]
+        by_entries = by_factor[..., :k] / root * used[rows, :k]
         by_root = by_factor[..., k:] - (by_entries * values).sum(-1, keepdim=True)
         by_sums[:, rows] = torch.cat([by_entries, 0.5 * by_root / root], -1)
-    by_columns = of_columns.adjoint(by_sums, columns, None, 1.0) * of_columns.used
-    return by_columns, by_sums[:, :M, k]
+    by_columns = of_columns.adjoint(by_sums, columns, None, 1.0) * _with_diagonal(pattern)[1]
+    return by_columns, by_sums[:, :M]
 
 
-class _Shares:
-    """What columns X on one pattern leave of X X' on another: at row a and column b, the sum over c of
-    ``X_ac X_bc``. Without rows all columns count, with their diagonals; with rows only those, and only
-    for b < c."""
+class Shares:
+    """What columns X leave of X X' on a pattern: at row a and column b, the sum over c of ``X_ac X_bc``.
 
-    def __init__(self, source: NeighborPattern, target: NeighborPattern) -> None:
-        M, self._m = source.neighbors.shape
-        self._M = M
-        self._source, self.used = _with_diagonal(source)
+    Parameters
+    ----------
+    source : Tensor, shape [C, w]
+        Where X has entries: rows of every column, M in unused slots.
+    target : NeighborPattern
+        Which entries of X X' are wanted.
+    """
+
+    def __init__(self, source: Tensor, target: NeighborPattern) -> None:
+        M, self._M, self._source = target.num_rows, target.num_rows, source
         # Behind the last row stands one for unused slots, which nothing matches.
         self._target = torch.nn.functional.pad(_with_diagonal(target)[0], (0, 0, 0, 1), value=M)
         self._sorted, self._slots = self._source.sort(-1)
 
     def add(self, sums: Tensor, X: Tensor, rows: Tensor | None, sign: float) -> None:
-        """Into the sums [F, M + 1, k + 1]."""
+        """Into the sums [F, M + 1, k + 1]. Without rows all columns count, with their last entries; with
+        rows only those, without the last entry, which must be their diagonal."""
         flat = sums.view(len(sums), -1)
         for chunk in self._chunks(rows, len(X)):
             b, slot, match, place = self._matches(chunk, rows is None)
@@ -105,14 +120,14 @@ class _Shares:
 
     def _chunks(self, rows: Tensor | None, F: int) -> tuple[Tensor, ...]:
         if rows is None:
-            rows = torch.arange(self._M, device=self._source.device)
+            rows = torch.arange(len(self._source), device=self._source.device)
         size = F * self._source.shape[-1] * self._target.shape[-1]
-        return rows.split(max(1, _LARGEST // size))
+        return rows.split(max(1, _LARGEST // max(1, size)))
 
     def _matches(self, chunk: Tensor, diagonal: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """For columns c [n], their rows b [n, q] and the rows a [n, q, k + 1] of column b: b, the slot of a
         in column c, whether it has one, and where (a, b) stands in the sums."""
-        b = self._source[chunk] if diagonal else self._source[chunk, : self._m]
+        b = self._source[chunk] if diagonal else self._source[chunk, :-1]
         a = self._target[b]
         values = self._sorted[chunk]
         found = torch.searchsorted(values, a.flatten(1)).clamp_max(values.shape[-1] - 1)
@@ -120,6 +135,11 @@ class _Shares:
         slot = self._slots[chunk].gather(-1, found).view(a.shape)
         place = b.unsqueeze(-1) * a.shape[-1] + torch.arange(a.shape[-1], device=a.device)
         return b, slot, match, place
+
+
+def _of_pattern(source: NeighborPattern, target: NeighborPattern) -> Shares:
+    """Shares of columns on a pattern, their diagonals last."""
+    return Shares(_with_diagonal(source)[0], target)
 
 
 def _with_diagonal(pattern: NeighborPattern) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 r"""Solves with posterior precisions by conjugate gradients.
 
-The mean of a posterior with precision :math:`P = UU^\top + \mathrm{diag}(w)` needs :math:`P^{-1} b`
-exactly, while an incomplete factor V only gives :math:`(VV^\top)^{-1} b`. With V as preconditioner a few
-iterations close the gap.
+The mean of a posterior with precision :math:`P = UU^\top + \mathrm{diag}(w) + RR^\top`, R of data that see
+a few points each, needs :math:`P^{-1} b` exactly, while an incomplete factor V only gives
+:math:`(VV^\top)^{-1} b`. With V as preconditioner a few iterations close the gap.
 
 Errors are measured in the norm of P: the estimate :math:`r^\top (VV^\top)^{-1} r` of the squared error for
 residual r, against :math:`x^\top b` for the squared size of the solution. Unlike the length of r, this does
@@ -34,6 +34,13 @@ from gpvi.linalg.sparse_inverse._engine import (
     working_dtype,
 )
 from gpvi.linalg.sparse_inverse.pattern import NeighborPattern
+from gpvi.linalg.sparse_inverse.rectangular import (
+    SparseRows,
+    apply_rows,
+    check_rows,
+    outer_rows,
+    split_batch,
+)
 
 __all__ = ["precision_solve"]
 
@@ -49,10 +56,12 @@ def precision_solve(
     vector: Tensor,
     *,
     factor_pattern: NeighborPattern | None = None,
+    rows: SparseRows | None = None,
+    values: Tensor | None = None,
     tolerance: float = 1e-10,
     max_iterations: int = 200,
 ) -> Tensor:
-    r""":math:`(UU^\top + \mathrm{diag}(w))^{-1} b` by preconditioned conjugate gradients.
+    r""":math:`(UU^\top + \mathrm{diag}(w) + RR^\top)^{-1} b` by preconditioned conjugate gradients.
 
     Every vector stops for itself, at the tolerance or where rounding ends progress.
 
@@ -71,6 +80,10 @@ def precision_solve(
         b. All batch dims broadcast; a system that many vectors share is not copied.
     factor_pattern : NeighborPattern, optional
         Where V has entries; as U without.
+    rows : SparseRows, optional
+        Where R has entries; without, there is no R.
+    values : Tensor, shape [*b, N, H], optional
+        R, with rows.
     tolerance : float
         Error relative to the solution, both in the norm of the matrix.
     max_iterations : int
@@ -84,7 +97,8 @@ def precision_solve(
     Raises
     ------
     InputError
-        If shapes do not fit the patterns, devices differ, or a limit is not positive.
+        If shapes do not fit the patterns or the rows, devices differ, rows come without values, or a
+        limit is not positive.
     NumericalError
         If the iteration does not converge, or the matrix is not positive definite.
 
@@ -111,20 +125,27 @@ def precision_solve(
         raise InputError(
             f"tolerance is {tolerance} and max_iterations {max_iterations}; both must be positive."
         )
-    dtype, inside = working_dtype(columns, precision, factor, vector)
-    # Problems differ in U, w or V; the other batch dims of b are right-hand sides of one problem.
-    problems = broadcast_batch(
-        columns=columns.shape[:-2], precision=precision.shape[:-1], factor=factor.shape[:-2]
-    )
-    batch = broadcast_batch(matrices=problems, vector=vector.shape[:-1])
-    lead, M = len(batch) - len(problems), pattern.num_rows
-    b = vector.to(inside).expand(*batch, M)
-    b = b.reshape(batch[:lead].numel(), problems.numel(), M).movedim(0, -1)
+    check_rows(pattern, rows, values)
+    given = (columns, precision, factor, vector) + (() if values is None else (values,))
+    dtype, inside = working_dtype(*given)
+    # Problems differ in U, w, V or R; the other batch dims of b are right-hand sides of one problem.
+    shapes = {
+        "columns": columns.shape[:-2],
+        "precision": precision.shape[:-1],
+        "factor": factor.shape[:-2],
+    }
+    if values is not None:
+        shapes["values"] = values.shape[:-2]
+    samples, problems = split_batch(broadcast_batch(**shapes), vector.shape[:-1])
+    M = pattern.num_rows
+    b = vector.to(inside).expand(*samples, *problems, M)
+    b = b.reshape(samples.numel(), problems.numel(), M).movedim(0, -1)
     U, V = (shared(part.to(inside), problems, 2) for part in (columns, factor))
     w = shared(precision.to(inside), problems, 1)
-    limits = _Limits(pattern, other, tolerance, max_iterations)
-    x: Tensor = _PrecisionSolve.apply(limits, U, w, V.detach(), b)
-    return x.movedim(-1, 0).reshape(*batch, M).to(dtype)
+    R = None if values is None else shared(values.to(inside), problems, 2)
+    limits = _Limits(pattern, other, rows, tolerance, max_iterations)
+    x: Tensor = _PrecisionSolve.apply(limits, U, w, V.detach(), R, b)
+    return x.movedim(-1, 0).reshape(*samples, *problems, M).to(dtype)
 
 
 class _Limits(NamedTuple):
@@ -132,46 +153,66 @@ class _Limits(NamedTuple):
 
     pattern: NeighborPattern
     factor_pattern: NeighborPattern
+    rows: SparseRows | None
     tolerance: float
     max_iterations: int
 
 
 class _PrecisionSolve(torch.autograd.Function):
-    """For U and V [1 or F, M, .], w [1 or F, M] and b [F, M, R]."""
+    """For U and V [1 or F, M, .], w [1 or F, M], R [1 or F, N, H] if there is one and b [F, M, .]."""
 
     @staticmethod
     def forward(
-        ctx: Any, limits: _Limits, columns: Tensor, precision: Tensor, factor: Tensor, b: Tensor
+        ctx: Any,
+        limits: _Limits,
+        columns: Tensor,
+        precision: Tensor,
+        factor: Tensor,
+        values: Tensor | None,
+        b: Tensor,
     ) -> Tensor:
-        tensors = (columns.detach(), precision.detach().unsqueeze(-1), factor, b.detach())
+        tensors = [columns.detach(), precision.detach().unsqueeze(-1), factor]
+        if values is not None:
+            tensors.append(values.detach())
         if runs_compiled(b):
             # One at a time, for as long as each of them takes.
             parts = [
-                _System(limits, *(_of(tensor, number) for tensor in tensors[:-1])).solve(right)
-                for number, right in enumerate(tensors[-1].split(1))
+                _System(limits, *(_of(tensor, number) for tensor in tensors)).solve(right)
+                for number, right in enumerate(b.detach().split(1))
             ]
             x = torch.cat(parts)
         else:
-            x = _System(limits, *tensors[:-1]).solve(tensors[-1])
+            x = _System(limits, *tensors).solve(b.detach())
         ctx.limits = limits
-        ctx.save_for_backward(columns, precision, factor, x)
+        ctx.save_for_backward(columns, precision, factor, values, x)
         return x
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        columns, precision, factor, x = ctx.saved_tensors
-        pattern = ctx.limits.pattern
-        a = _PrecisionSolve.apply(ctx.limits, columns, precision, factor, upstream)
-        by_columns = by_precision = None
+        columns, precision, factor, values, x = ctx.saved_tensors
+        pattern, rows = ctx.limits.pattern, ctx.limits.rows
+        a = _PrecisionSolve.apply(ctx.limits, columns, precision, factor, values, upstream)
+        by_columns = by_precision = by_values = None
         if ctx.needs_input_grad[1]:
             Ux, Ua = (apply_flat("transpose_product", pattern, columns, part) for part in (x, a))
-            left, right = torch.cat([a, x], -1), torch.cat([Ux, Ua], -1)
-            if len(columns) == 1:
-                left, right = (part.movedim(0, 1).flatten(1).unsqueeze(0) for part in (left, right))
-            by_columns = -outer_flat(pattern, left, right)
+            by_columns = -outer_flat(pattern, *_pairs(len(columns), (a, x), (Ux, Ua)))
         if ctx.needs_input_grad[2]:
             by_precision = -(a * x).sum(-1).sum_to_size(precision.shape)
-        return None, by_columns, by_precision, None, a
+        if ctx.needs_input_grad[4]:
+            Rx, Ra = (apply_rows("transpose_product", rows, values, part) for part in (x, a))
+            by_values = -outer_rows(rows, *_pairs(len(values), (a, x), (Rx, Ra)))
+        return None, by_columns, by_precision, None, by_values, a
+
+
+def _pairs(
+    count: int, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Vectors of outer products side by side, those of all problems if one matrix serves them."""
+    sides = torch.cat(left, -1), torch.cat(right, -1)
+    if count > 1:
+        return sides
+    one, two = (part.movedim(0, 1).flatten(1).unsqueeze(0) for part in sides)
+    return one, two
 
 
 def _of(tensor: Tensor, number: int) -> Tensor:
@@ -183,8 +224,16 @@ def _of(tensor: Tensor, number: int) -> Tensor:
 class _System:
     """``P x = b`` with its preconditioner, for many b at once."""
 
-    def __init__(self, limits: _Limits, columns: Tensor, precision: Tensor, factor: Tensor) -> None:
+    def __init__(
+        self,
+        limits: _Limits,
+        columns: Tensor,
+        precision: Tensor,
+        factor: Tensor,
+        values: Tensor | None = None,
+    ) -> None:
         self._limits, self._U, self._w, self._V = limits, columns, precision, factor
+        self._R = values
 
     def solve(self, b: Tensor) -> Tensor:
         """x for right-hand sides [F, M, R]."""
@@ -218,18 +267,26 @@ class _System:
 
     def multiply(self, engine: ModuleType, x: Tensor) -> Tensor:
         """``P x``."""
-        pattern, U = self._limits.pattern, self._U
-        return engine.product(pattern, U, engine.transpose_product(pattern, U, x)) + self._w * x
+        return self._square(engine, self._U, self._R, x) + self._w * x
 
     def precondition(self, engine: ModuleType, r: Tensor) -> Tensor:
         """``(V V')^-1 r``."""
         pattern, V = self._limits.factor_pattern, self._V
         return engine.transpose_solve(pattern, V, engine.solve(pattern, V, r))
 
+    def _square(self, engine: ModuleType, U: Tensor, R: Tensor | None, x: Tensor) -> Tensor:
+        """``(U U' + R R') x``."""
+        pattern, rows = self._limits.pattern, self._limits.rows
+        result = engine.product(pattern, U, engine.transpose_product(pattern, U, x))
+        if R is None:
+            return result
+        seen = engine_for("rectangular", x)
+        return result + seen.product(rows, R, seen.transpose_product(rows, R, x))
+
     def _rounding(self, engine: ModuleType, x: Tensor, b: Tensor) -> Tensor:
         """Length of the residual that rounding alone explains."""
-        pattern, U = self._limits.pattern, self._U.abs()
-        size = engine.product(pattern, U, engine.transpose_product(pattern, U, x.abs()))
+        R = None if self._R is None else self._R.abs()
+        size = self._square(engine, self._U.abs(), R, x.abs())
         size = size + self._w.abs() * x.abs() + b.abs()
         return _ROUNDING * torch.finfo(b.dtype).eps * size.norm(dim=1, keepdim=True)
 

@@ -1,8 +1,9 @@
 r"""Incomplete Cholesky factors of posterior precisions.
 
 A prior with precision :math:`UU^\top` and independent Gaussian sites of precision w have the posterior
-precision :math:`P = UU^\top + \mathrm{diag}(w)`. Its exact factor fills up; the incomplete one, V, is kept
-to a pattern and agrees with P there,
+precision :math:`P = UU^\top + \mathrm{diag}(w)`, to which data that see a few points each add
+:math:`RR^\top`. Its exact factor fills up; the incomplete one, V, is kept to a pattern and agrees with P
+there,
 
 .. math:: (VV^\top)_{ab} = P_{ab} \quad \text{for all } (a, b) \text{ on the pattern of } V,
 
@@ -31,6 +32,7 @@ from gpvi.linalg.sparse_inverse._engine import (
     working_dtype,
 )
 from gpvi.linalg.sparse_inverse.pattern import NeighborPattern
+from gpvi.linalg.sparse_inverse.rectangular import SparseRows, check_rows
 
 __all__ = ["incomplete_cholesky"]
 
@@ -41,10 +43,13 @@ def incomplete_cholesky(
     precision: Tensor,
     *,
     on: NeighborPattern | None = None,
+    rows: SparseRows | None = None,
+    values: Tensor | None = None,
 ) -> Tensor:
-    r"""Upper triangular V on a pattern with :math:`VV^\top = UU^\top + \mathrm{diag}(w)` there.
+    r"""Upper triangular V on a pattern with :math:`VV^\top = UU^\top + \mathrm{diag}(w) + RR^\top` there.
 
-    Exact where the pattern holds all earlier points. Costs O(M m^2), and twice that for the gradient.
+    Exact where the pattern holds all earlier points. Costs O(M m^2 + N H^2), and twice that for the
+    gradient; for new rows or a new pattern O(N H (m + H)) once.
 
     Parameters
     ----------
@@ -56,6 +61,10 @@ def incomplete_cholesky(
         w; batch dims broadcast. Negative entries are fine as long as all pivots stay positive.
     on : NeighborPattern, optional
         Where V has entries, k per column; as U without. No neighbours at all give the diagonal.
+    rows : SparseRows, optional
+        Where R has entries; without, there is no R.
+    values : Tensor, shape [*b, N, H], optional
+        R, with rows; batch dims broadcast.
 
     Returns
     -------
@@ -65,7 +74,7 @@ def incomplete_cholesky(
     Raises
     ------
     InputError
-        If shapes do not fit the pattern, or devices differ.
+        If shapes do not fit the pattern or the rows, devices differ, or rows come without values.
     NumericalError
         If a pivot is not positive.
 
@@ -91,10 +100,16 @@ def incomplete_cholesky(
             f"the pattern of V has {target.num_rows} rows and that of U {pattern.num_rows}; both are of "
             "the same points."
         )
-    dtype, inside = working_dtype(columns, precision)
-    batch = broadcast_batch(columns=columns.shape[:-2], precision=precision.shape[:-1])
+    check_rows(pattern, rows, values)
+    given = (columns, precision) if values is None else (columns, precision, values)
+    dtype, inside = working_dtype(*given)
+    shapes = {"columns": columns.shape[:-2], "precision": precision.shape[:-1]}
+    if values is not None:
+        shapes["values"] = values.shape[:-2]
+    batch = broadcast_batch(**shapes)
     U, w = shared(columns.to(inside), batch, 2), shared(precision.to(inside), batch, 1)
-    V: Tensor = _Incomplete.apply(pattern, target, batch, U, w)
+    R = None if values is None else shared(values.to(inside), batch, 2)
+    V: Tensor = _Incomplete.apply((pattern, target, rows), batch, U, w, R)
     return V.reshape(*batch, *V.shape[1:]).to(dtype)
 
 
@@ -104,19 +119,23 @@ class _Incomplete(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        pattern: NeighborPattern,
-        on: NeighborPattern,
+        places: tuple[NeighborPattern, NeighborPattern, SparseRows | None],
         batch: torch.Size,
         columns: Tensor,
         precision: Tensor,
+        values: Tensor | None,
     ) -> Tensor:
         engine = engine_for("incomplete", columns)
-        U, w = columns.detach(), precision.detach()
-        V, number, row = engine.factorize(pattern, on, U, w)
+        pattern, on, rows = places
+        U, w, gathered = columns.detach(), precision.detach(), None
+        if values is not None:
+            gathered = engine_for("rectangular", columns).gram(rows, on, values.detach())
+        V, number, row = engine.factorize(pattern, on, U, w, gathered)
         if row >= 0:
-            raise NumericalError(_breakdown(U, w, number, row, batch))
-        ctx.patterns = pattern, on
-        ctx.save_for_backward(columns, precision, V)
+            parts = (_of(part, number) for part in (U, w, values) if part is not None)
+            raise NumericalError(_breakdown(*parts, number=number, row=row, batch=batch))
+        ctx.places = places
+        ctx.save_for_backward(columns, precision, values, V)
         return V
 
     @staticmethod
@@ -126,22 +145,33 @@ class _Incomplete(torch.autograd.Function):
                 "An incomplete Cholesky factor is differentiable once, and create_graph=True asks for "
                 "more; detach it, or differentiate a function of the exact precision."
             )
-        columns, precision, V = ctx.saved_tensors
+        columns, precision, values, V = ctx.saved_tensors
+        pattern, on, rows = ctx.places
         engine = engine_for("incomplete", columns)
         parts = (part.detach() for part in (columns, V, upstream))
-        by_columns, by_precision = engine.gradients(*ctx.patterns, *parts)
-        by_columns = by_columns.sum_to_size(columns.shape)
-        return None, None, None, by_columns, by_precision.sum_to_size(precision.shape)
+        by_columns, by_sums = engine.gradients(pattern, on, *parts)
+        by_precision = by_sums[..., -1].sum_to_size(precision.shape).contiguous()
+        by_values = None
+        if ctx.needs_input_grad[4]:
+            run = engine_for("rectangular", columns).gram_gradients
+            by_values = run(rows, on, values.detach(), by_sums).sum_to_size(values.shape)
+        return None, None, by_columns.sum_to_size(columns.shape), by_precision, by_values
 
 
-def _breakdown(columns: Tensor, w: Tensor, number: int, row: int, batch: torch.Size) -> str:
-    """What to say about a pivot that is not positive."""
-    U, w = columns[number if len(columns) > 1 else 0], w[number if len(w) > 1 else 0]
+def _of(tensor: Tensor, number: int) -> Tensor:
+    """One of several tensors, or the one for all."""
+    return tensor[number if len(tensor) > 1 else 0]
+
+
+def _breakdown(*tensors: Tensor, number: int, row: int, batch: torch.Size) -> str:
+    """What to say about a pivot that is not positive, for columns, precision and values if there are."""
     place = "" if not batch else f" of batch element {number} of {batch.numel()}"
-    if not bool(torch.isfinite(U).all() and torch.isfinite(w).all()):
+    w = tensors[1]
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        names = "Columns or precision" if len(tensors) == 2 else "Columns, precision or values"
         return (
-            f"Columns or precision{place} hold NaN or infinite entries; the factorisation met them at row "
-            f"{row}. Take a smaller step, or check the data."
+            f"{names}{place} hold NaN or infinite entries; the factorisation met them at row {row}. Take "
+            "a smaller step, or check the data."
         )
     negative = int((w < 0.0).sum())
     cause = (
