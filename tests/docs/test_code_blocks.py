@@ -21,6 +21,7 @@ PAGES = (
     "docs/choosing.md",
     "docs/state_space.md",
     "docs/sparse_inverse.md",
+    "docs/sparse_family.md",
     "docs/troubleshooting.md",
 )
 
