@@ -74,8 +74,8 @@ class ArcCosineKernel(SphereKernel):
     >>> kernel(torch.tensor([[0.0], [1.0]])).to_dense().detach()
     tensor([[1.0000, 1.0683],
             [1.0683, 2.0000]])
-    >>> 2 * kernel.eigenvalues(4, dimension=2)[1]  # twice in the plane: of sine and cosine
-    tensor(0.5000, dtype=torch.float64, grad_fn=<MulBackward0>)
+    >>> 2 * kernel.eigenvalues(4, dimension=2)[1].detach()  # twice in the plane: of sine and cosine
+    tensor(0.5000, dtype=torch.float64)
     """
 
     def __init__(

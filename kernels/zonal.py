@@ -76,8 +76,8 @@ class ZonalKernel(SphereKernel):
     >>> import torch
     >>> kernel = ZonalKernel("matern32", ard_num_dims=2)
     >>> kernel(torch.tensor([[0.0, 0.0], [1.0, 0.0]])).to_dense().detach()
-    tensor([[1.0000, 0.5416],
-            [0.5416, 1.0000]])
+    tensor([[1.0000, 0.5227],
+            [0.5227, 1.0000]])
     >>> bool((kernel.eigenvalues(20) > 0).all())
     True
     """

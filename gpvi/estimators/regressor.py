@@ -43,7 +43,7 @@ class GPRegressor(RegressorMixin, RegressionEstimator):
     num_inducing : int, optional
         Size of the basis: inducing points of "inducing" (512 if left out), "neighbor_inducing" (2,000) and of
         both blocks of "orthogonal" (512), pseudo-points of "coreset" (100), units of "spherical" (128, for
-        the kernels "arc_cosine" and "zonal_..."). Fewer if the data hold fewer distinct rows.
+        kernels such as "arc_cosine" and "zonal_matern52"). Fewer if the data hold fewer distinct rows.
     standardize : bool
         Standardise X and y internally; everything reported is in the units of the data.
     hyperparameters : dict, optional
