@@ -256,8 +256,9 @@ class CoresetPosterior(Posterior):
     def leave_one_out(self) -> Marginals:
         """Moments of f at every row without its site; see :meth:`Posterior.leave_one_out`.
 
-        Means are those of the coreset refitted without the row, because its mean is free. Variances are
-        those of the Gaussian that the coreset is closest to.
+        Means are those of the coreset refitted without the row, because its mean is free. Variances grow
+        by the factors by which those of the Gaussian grow that the coreset is closest to; a refit of the
+        weights would be near that.
 
         Returns
         -------
@@ -266,7 +267,12 @@ class CoresetPosterior(Posterior):
         """
         check_rows_have_sites(type(self).__name__, self.sites)
         assert self.target is not None
-        return self.target.leave_one_out()
+        without, whole = self.target.leave_one_out(), self.target.marginals()
+        # A row that u says nothing of has no variance to grow.
+        known = whole.explained > 0
+        factor = without.explained / torch.where(known, whole.explained, 1.0)
+        explained = self.marginals().explained * torch.where(known, factor, 1.0)
+        return Marginals(without.mean, explained, without.residual)
 
     def path_weights(
         self, prior_path: Callable[[Tensor], Tensor], generator: torch.Generator

@@ -326,11 +326,7 @@ def _moments(
     shift = (weights * rows.gather(inner.shift)).sum(-1)
     explained = row_variances(inner.prior, rows, inner.factor, weights)
     mean = mean + shift.to(mean)
-    return Marginals(
-        mean,
-        explained.to(mean).expand_as(mean),
-        moments[..., -1].to(mean).expand_as(mean),
-    )
+    return Marginals(mean, explained.to(mean).expand_as(mean), moments[..., -1].to(mean))
 
 
 def _check_finite(x: Tensor) -> None:

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import warnings
 
 import gpytorch
 import pytest
@@ -15,7 +16,7 @@ from gpvi.approximations import Exact, GaussianProcess, InducingPoints, Sites, s
 from gpvi.approximations._coreset_posterior import CoresetPosterior
 from gpvi.approximations._coreset_weights import best_weights, polish
 from gpvi.approximations.coreset import Coreset
-from gpvi.exceptions import InputError, UnsupportedError
+from gpvi.exceptions import ConvergenceWarning, InputError, UnsupportedError
 from gpvi.inference import cvi, data_term, dual, elbo, fit, tighter_elbo
 from gpvi.inference.problem import FitProblem
 from gpvi.likelihoods import BernoulliLikelihood, GaussianLikelihood, PoissonLikelihood
@@ -97,7 +98,7 @@ def test_all_rows_as_points_is_exact():
     close(posterior.coreset.observations(NOISE), torch.ones(NUM_ROWS).double(), 1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), log_noise=st.floats(-6.0, 2.0), number=st.integers(1, 20))
 def test_bounds_are_ordered(seed: int, log_noise: float, number: int):
     """Coreset at most inducing points at most evidence, for both bounds."""
@@ -266,6 +267,7 @@ def test_gradients_of_everything(on: str):
 
 
 @pytest.mark.filterwarnings("ignore:The fit is not converged")
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [None, 16])
 @pytest.mark.parametrize("kind", ["gaussian", "bernoulli"])
 def test_fits(batch_size: int | None, kind: str):
@@ -275,19 +277,20 @@ def test_fits(batch_size: int | None, kind: str):
     values = []
     for approximation in (Coreset(NUM_POINTS), InducingPoints(NUM_POINTS, selection="kmeans++")):
         likelihood = GaussianLikelihood(noise=NOISE).double() if gaussian else BernoulliLikelihood()
-        result = fit(
-            process(),
-            approximation,
-            likelihood,
-            X,
-            y,
-            batch_size=batch_size,
-            max_iter=60,
-            generator=torch.Generator().manual_seed(0),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            result = fit(
+                process(),
+                approximation,
+                likelihood,
+                X,
+                y,
+                batch_size=batch_size,
+                max_iter=60,
+                generator=torch.Generator().manual_seed(0),
+            )
         assert bool(result.posterior.predict(NEW).variance.isfinite().all())
         values.append(float(result.objective))
-    assert isinstance(result.objective, float)
     assert values[0] == pytest.approx(values[1], abs=4.0)
 
 
@@ -299,14 +302,14 @@ def test_minibatch_steps_reach_the_full_batch():
         whole = cvi(prior, likelihood, y)
         tied = prior.tie(Sites.zeros((NUM_ROWS,)))
         parts = torch.arange(NUM_ROWS).reshape(4, -1)
-        for _ in range(60):
+        for _ in range(25):
             for rows in parts:
                 batch = Coreset(points=Z).prior(process(), X[rows])
                 posterior = batch.condition(tied)
                 fresh = dual(
                     lambda q, r=rows: data_term(likelihood, y[r], q), posterior.marginals()
                 )
-                tied = tied.lerp(4.0 * batch.tie(fresh), 0.05)
+                tied = tied.lerp(4.0 * batch.tie(fresh), 0.1)
         final = prior.condition(tied)
     assert float(elbo(final, likelihood, y)) == pytest.approx(whole.objective, abs=0.1)
     assert final.kl_is_whole and not whole.posterior.kl_is_whole
@@ -464,7 +467,7 @@ def test_leave_one_out_has_the_means_of_refits():
 
 
 def test_paths_are_draws():
-    posterior = conditioned()
+    posterior = conditioned().detach()
     paths = sample_paths(
         posterior, 4000, num_features=500, generator=torch.Generator().manual_seed(0)
     )

@@ -97,16 +97,28 @@ def test_gradients_with_equal_rows(order, diag):
     """Automatic derivatives of the arc cosine would be NaN on the diagonal."""
     kernel = made(order, ard_num_dims=2)
     raw = [p.detach().clone().requires_grad_() for p in kernel.parameters()]
-    names = [name for name, _ in kernel.named_parameters()]
+    names = [f"kernel.{name}" for name, _ in kernel.named_parameters()]
     x, weights = inputs(4, 2).requires_grad_(), inputs(4, 4, seed=3)
 
     def function(x, *values):
-        call = torch.func.functional_call
-        dense = call(kernel, dict(zip(names, values, strict=True)), (x, x, diag))
-        return (dense if diag else weights * dense).sum()
+        parameters = dict(zip(names, values, strict=True))
+        value = torch.func.functional_call(Dense(kernel), parameters, (x, diag))
+        return (weights.diagonal() * value if diag else weights * value).sum()
 
     assert torch.autograd.gradcheck(function, (x, *raw))
-    assert torch.autograd.gradgradcheck(function, (x, *raw), atol=1e-4) or order == 1
+    if order == 2:  # under order one the second derivative is infinite where rows are equal
+        assert torch.autograd.gradgradcheck(function, (x, *raw))
+
+
+class Dense(torch.nn.Module):
+    """The matrix as a module's output, for `functional_call`."""
+
+    def __init__(self, kernel: ArcCosineKernel) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, x: torch.Tensor, diag: bool) -> torch.Tensor:
+        return self.kernel.forward(x, x, diag=diag)
 
 
 def test_gradients_of_order_zero_are_finite():

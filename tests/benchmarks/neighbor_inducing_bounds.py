@@ -1,0 +1,155 @@
+"""Bounds of `NeighborInducing` on the airfoil data, and the price of a training step for many inducing points.
+
+    python tests/benchmarks/neighbor_inducing_bounds.py --data DIR
+    python tests/benchmarks/neighbor_inducing_bounds.py --steps
+
+X and y standardised, Matern-5/2 with lengthscale 1.5, variance 1 and noise variance 0.1, 20 neighbours. The
+own evidence is that of the targets under the same model, by dense algebra; "best q" is the bound with the
+exact posterior of the inducing values. Steps are those of a free-form q on 128 rows and 128 inducing points
+of two input columns, with sparse gradients.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import gpytorch
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpvi.approximations import Exact, GaussianProcess, NeighborInducing, Sites
+from gpvi.inference import elbo, tighter_elbo
+from gpvi.likelihoods import GaussianLikelihood
+from gpvi.linalg import factor_product
+
+NOISE = 0.1
+BATCH = 128
+
+
+def own_evidence(prior, y: Tensor) -> tuple[float, float]:
+    """Exact log evidence of a prior's own model, and its bound for the best q."""
+    inner, rows, M = prior.inner, prior.rows, prior.num_basis
+    eye = torch.eye(M, dtype=y.dtype)
+    U = factor_product(inner.pattern(()), inner.columns, eye).mT
+    A = rows.scatter_columns(prior.weights, M)
+    root = torch.linalg.solve_triangular(U, A, upper=True)  # A' (UU')^-1 A = |U^-1 A|^2
+    projected = root.mT @ root
+    noise, residual = NOISE * torch.ones_like(y), prior.residual
+    normal = torch.distributions.MultivariateNormal
+    evidence = normal(prior.mean, projected + torch.diag(noise + residual)).log_prob(y)
+    best = normal(prior.mean, projected + torch.diag(noise)).log_prob(y) - 0.5 * (
+        residual / NOISE
+    ).sum()
+    return float(evidence), float(best)
+
+
+def bounds(path: Path, num_neighbors: int) -> None:
+    """Print bounds and evidences."""
+    arrays = np.load(path / "airfoil.npz")
+    x, y = (torch.tensor(arrays[name].astype(float)) for name in ("X", "y"))
+    x, y = ((part - part.mean(0)) / part.std(0, correction=0) for part in (x, y))
+    kernel = gpytorch.kernels.MaternKernel(nu=2.5).double()
+    kernel.lengthscale = torch.tensor(1.5, dtype=torch.float64)
+    gp, sites = GaussianProcess(kernel), Sites(y / NOISE, torch.full_like(y, 1 / NOISE))
+    likelihood = GaussianLikelihood(noise=NOISE)
+    constant = -0.5 * len(y) * math.log(2 * math.pi * NOISE) - 0.5 * float(y @ y) / NOISE
+    with torch.no_grad():
+        exact = Exact().prior(gp, x).condition(sites).log_partition
+        print(f"exact log evidence of the process {float(exact) + constant:.2f}\n")
+        print("| M | selection | family | bound | best q | tightened | own evidence | seconds |")
+        print("|--:|---|---|--:|--:|--:|--:|--:|")
+        for number in (400, 1000, len(y)):
+            for selection, family in (
+                ("maximin", "sic"),
+                ("kmeans++", "sic"),
+                ("maximin", "diagonal"),
+            ):
+                approximation = NeighborInducing(
+                    number, num_neighbors, selection=selection, family=family
+                )
+                approximation.initialize(gp, x, torch.Generator().manual_seed(0))
+                started = time.perf_counter()
+                prior = approximation.prior(gp, x)
+                posterior = prior.condition(sites)
+                bound = float(elbo(posterior, likelihood, y))
+                seconds = time.perf_counter() - started
+                tight = float(tighter_elbo(posterior, likelihood, y))
+                own, best = own_evidence(prior, y)
+                print(
+                    f"| {prior.num_basis} | {selection} | {family} | {bound:.2f} | {best:.2f} "
+                    f"| {tight:.2f} | {own:.2f} | {seconds:.2f} |"
+                )
+
+
+class FreeForm(torch.nn.Module):
+    """Parameters of q in tables whose gradients are sparse; q starts as independent values."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.mean = torch.nn.Embedding(size, 1, sparse=True, dtype=torch.float64)
+        self.factor = torch.nn.Embedding(size, width, sparse=True, dtype=torch.float64)
+        torch.nn.init.zeros_(self.mean.weight)
+        torch.nn.init.zeros_(self.factor.weight)
+
+    def forward(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and columns of the factor at places."""
+        factor = self.factor(places)
+        return self.mean(places).squeeze(-1), torch.cat(
+            [factor[:, :-1], factor[:, -1:].exp()], -1
+        )
+
+
+def steps(num_neighbors: int) -> None:
+    """Print milliseconds a step."""
+    print("| M | first step (orders all) | median of 30 steps, ms | of these Adam, ms |")
+    print("|--:|--:|--:|--:|")
+    for M in (1_000, 10_000, 100_000):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand(2 * M, 2, dtype=torch.float64, generator=generator)
+        y = (20 * x[:, 0]).sin() + 0.3 * torch.randn(2 * M, dtype=torch.float64, generator=generator)
+        kernel = gpytorch.kernels.MaternKernel(nu=1.5, ard_num_dims=2).double()
+        kernel.lengthscale = torch.tensor([0.1, 0.1], dtype=torch.float64)
+        gp, likelihood = GaussianProcess(kernel), GaussianLikelihood(noise=0.1)
+        approximation = NeighborInducing(M, num_neighbors, selection="random")
+        approximation.initialize(gp, x, generator)
+        q, plan = FreeForm(M, num_neighbors + 1), approximation.plan(x)
+        dense = torch.optim.Adam(gp.parameters(), lr=0.01)
+        sparse = torch.optim.SparseAdam(list(q.parameters()), lr=0.01)
+        taken, updates = [], []
+        for _ in range(31):
+            rows = torch.randint(len(x), (BATCH,), generator=generator)
+            inducing = torch.randint(M, (BATCH,), generator=generator)
+            started = time.perf_counter()
+            dense.zero_grad()
+            sparse.zero_grad()
+            prior = approximation.prior(gp, x[rows], plan=plan.at(x[rows]))
+            loss = -elbo(prior.batch(q, inducing), likelihood, y[rows], len(x))
+            loss.backward()
+            middle = time.perf_counter()
+            dense.step()
+            sparse.step()
+            taken.append(time.perf_counter() - started)
+            updates.append(time.perf_counter() - middle)
+        print(
+            f"| {M:,} | {taken[0]:.1f} s | {1e3 * np.median(taken[1:]):.0f} "
+            f"| {1e3 * np.median(updates[1:]):.1f} |"
+        )
+
+
+def main() -> None:
+    """Print the tables that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--neighbors", type=int, default=20)
+    parser.add_argument("--steps", action="store_true")
+    options = parser.parse_args()
+    if options.data is not None:
+        bounds(options.data, options.neighbors)
+    if options.steps:
+        steps(options.neighbors)
+
+
+if __name__ == "__main__":
+    main()
