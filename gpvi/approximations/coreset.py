@@ -4,10 +4,11 @@ r"""Coresets: the data as M weighted pseudo-observations, all of them learned.
 
 The posterior is that of an exact Gaussian process on the coreset, so that it can be read (which points,
 what targets, how many observations each stands for), handed on as a data set, and predicted from without
-factorising Kzz. It has O(M) parameters; the mean is as free as that of inducing points, and restricting the
-covariance costs little once the weights are right: with the same inputs and hyperparameters the bound is
-mostly within a few nats of theirs, and never above it. Weights move by natural gradients. Any likelihood is
-taken through Gaussian sites. Cost :math:`O(NM^2)`.
+factorising Kzz. It has O(M) parameters; the mean is as free as that of inducing points. With the same inputs
+and hyperparameters the bound is never above theirs, and what the diagonal costs grows with M: 4 nats on
+airfoil (1,503 rows) and 7 to 8 on 3,000 rows of elevators with 100 points, 4 and 14 to 17 with 300 (points
+from k-means++; centres of k-means lose less). Weights move by natural gradients. Any likelihood is taken
+through Gaussian sites. Cost :math:`O(NM^2)`.
 
 References
 ----------

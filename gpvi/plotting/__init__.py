@@ -5,6 +5,7 @@ axes if you like. Nothing is shown, closed or configured: that is left to the ca
 """
 
 from gpvi.plotting.convergence import ConvergenceDisplay, FitTrace
+from gpvi.plotting.coreset import CoresetDisplay, plot_coreset
 from gpvi.plotting.posterior import Band, PosteriorDisplay
 from gpvi.plotting.posterior_map import PosteriorMapDisplay
 from gpvi.plotting.relevance import RelevanceDisplay, ard_relevance
@@ -14,6 +15,7 @@ from gpvi.plotting.time_series import TimeSeriesDisplay
 __all__ = [
     "Band",
     "ConvergenceDisplay",
+    "CoresetDisplay",
     "FitTrace",
     "PosteriorDisplay",
     "PosteriorMapDisplay",
@@ -21,4 +23,5 @@ __all__ = [
     "ReliabilityDisplay",
     "TimeSeriesDisplay",
     "ard_relevance",
+    "plot_coreset",
 ]
