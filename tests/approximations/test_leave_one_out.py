@@ -77,12 +77,14 @@ def test_gradients_are_those_of_conditioning_without_the_row(problem):
     for moments in (problem.posterior().leave_one_out(), refitted(problem)):
         total = (moments.mean.sin() + moments.variance.log()).sum()
         gradients.append(torch.autograd.grad(total, parameters, allow_unused=True))
+    # Weights of coresets are found by iterations, whose ends differ.
+    tolerance = 1e-6 if problem.entry.smooth_at_zero_sites else 1e-3
     for actual, expected in zip(*gradients, strict=True):
         assert (actual is None) == (expected is None) or not bool(
             (actual if expected is None else expected).any()
         )
         if actual is not None and expected is not None:
-            torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 def exact_answer(covariance: Tensor, noise: float, y: Tensor) -> tuple[Tensor, Tensor]:
