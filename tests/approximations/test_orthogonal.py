@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gpvi import GPRegressor
 from gpvi.approximations import (
+    Approximation,
     Exact,
     GaussianProcess,
     InducingPoints,
@@ -156,6 +157,42 @@ def test_gradients_are_those_of_the_bound_solved_anew(q: str, kind: str) -> None
     assert found == pytest.approx((values[0] - values[1]) / (2 * step), rel=2e-2, abs=1e-3)
 
 
+@pytest.mark.parametrize("features", [False, True], ids=["points", "features"])
+@pytest.mark.parametrize("q", ["block", "delta"])
+def test_everything_is_differentiable(q: str, features: bool) -> None:
+    """In sites (a zero one too), inputs, hyperparameters and both blocks; the mean by its own adjoint."""
+    base = Averages(2 * uniform(5, 2, 2, seed=4)) if features else points(Z)
+    modules = torch.nn.ModuleDict({"gp": process(), "pair": Orthogonal(base, points(V), q=q)})
+
+    class Outputs(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = modules
+
+        def forward(self, x: Tensor, lam1: Tensor, lam2: Tensor) -> Tensor:
+            prior, own = self.parts["pair"].prior(self.parts["gp"], x), Sites(lam1, lam2)
+            found = []
+            for posterior in (prior.condition(own), prior.condition(prior.tie(own))):
+                here, there = posterior.marginals(), posterior.predict(NEW)
+                draw = posterior.rsample((1,), generator=torch.Generator().manual_seed(0))
+                found += [posterior.log_partition, posterior.kl(), here.mean, here.explained]
+                found += [there.mean, there.variance, draw.values, posterior.log_ratio(draw)]
+            return torch.cat([value.flatten() for value in found])
+
+    outputs = Outputs()
+    names = [name for name, _ in outputs.named_parameters()]
+
+    def function(x: Tensor, lam1: Tensor, lam2: Tensor, *values: Tensor) -> Tensor:
+        state = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(outputs, state, (x, lam1, lam2))
+
+    lam2 = 1.0 + uniform(30, seed=5)
+    lam2[3] = 0.0
+    inputs = [value.detach().clone() for value in (X, Y * lam2, lam2, *outputs.parameters())]
+    inputs = [value.requires_grad_() for value in inputs]
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True, atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("q", ["joint", "block", "delta"])
 def test_minibatches_of_rows_are_unbiased(q: str) -> None:
     gp, likelihood, approximation = process(), GaussianLikelihood(noise=NOISE), orthogonal(q)
@@ -231,11 +268,20 @@ def test_divergence_is_the_mean_of_log_ratios() -> None:
 
 
 def test_choosing_points_and_fitting() -> None:
+    """Greedy blocks are the first and the next of the greedy inducing points."""
+
+    def fitted(approximation: Approximation) -> float:
+        generator, likelihood = torch.Generator().manual_seed(5), GaussianLikelihood(noise=0.3)
+        return fit(
+            process(), approximation, likelihood, X, Y, max_iter=200, generator=generator
+        ).objective
+
     approximation = Orthogonal(InducingPoints(5), InducingPoints(4), q="block")
-    result = fit(process(), approximation, GaussianLikelihood(noise=0.3), X, Y, max_iter=200)
+    block, whole = fitted(approximation), fitted(InducingPoints(9))
+    joint = fitted(Orthogonal(InducingPoints(5), InducingPoints(4)))
     assert approximation.inducing_points.shape == (9, 2)
-    other = fit(process(), InducingPoints(9), GaussianLikelihood(noise=0.3), X, Y, max_iter=200)
-    assert abs(result.objective - other.objective) < 3.0
+    assert joint == pytest.approx(whole, abs=1e-3)
+    assert abs(block - whole) < 3.0
     moved = copy.deepcopy(approximation)
     moved.map_inputs(lambda z: 2.0 * z)
     close(moved.inducing_points.detach(), 2.0 * approximation.inducing_points.detach())
