@@ -2,9 +2,10 @@ r"""Inducing points of which every row sees its nearest only.
 
 M inducing points carry q; every row is conditioned on the H of them that are nearest to it, and every
 inducing value on its H nearest earlier ones. The cost is :math:`O((N + M) H^3)`, so that M can be large,
-up to all rows, and a training step on minibatches of rows and of inducing points costs the same for any
-M. The divergence counts every inducing value once: what is maximised is a lower bound of the evidence of one
-consistent model. With all rows as inducing points that model is :class:`SparseInverseCholesky`.
+up to all rows, and a training step on minibatches of rows and of inducing points looks at the ancestors
+of these alone. The divergence counts every inducing value once: what is maximised is a lower bound of the
+evidence of one consistent model (up to ancestors that variances miss, with very few neighbours). With all
+rows as inducing points that model is :class:`SparseInverseCholesky`.
 
 References
 ----------
