@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpvi.approximations._orthogonal_solve import Precision, solve_by_blocks
+from gpvi.approximations._orthogonal_solve import Precision, solve_by_blocks, value_at_maximum
 from gpvi.approximations._random import standard_normal
 from gpvi.approximations.sites import Sites
 from gpvi.approximations.whitened import WhitenedGaussian
@@ -118,9 +118,7 @@ class BlockGaussian:
         name = "diagonal block of the posterior precision (indefinite if a site precision is too negative)"
         factors = [safe_cholesky(block, name=name).factor for block in blocks]
         mean = solve_by_blocks(precision, (factors[0], factors[1]), shift)
-        # At its maximum over the mean the bound has no slope in it.
-        held = mean.detach()
-        value = (held * (shift - 0.5 * precision.apply(held))).sum(-1)
+        value = value_at_maximum(precision, shift, mean)
         value = value - 0.5 * log_det_from_cholesky(factors[0])
         base, other = (
             WhitenedGaussian(mat_vec(factor, mat_vec(factor.mT, mean[..., part])), factor)

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from gpvi.exceptions import UnsupportedError
 from gpvi.linalg import (
     identity_plus_low_rank,
     mat_vec,
@@ -143,9 +143,55 @@ class _Solution(torch.autograd.Function):
         return start.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        _refuse_graph()
         return ctx.solve(grad), None, None
+
+
+def value_at_maximum(precision: Precision, shift: Tensor, solution: Tensor) -> Tensor:
+    """``max_m h'm - m'W m / 2``, with the slopes of a maximum: those with m held.
+
+    Parameters
+    ----------
+    precision : Precision
+        ``W``.
+    shift : Tensor, shape [*b, n]
+        ``h``.
+    solution : Tensor, shape [*b, n]
+        ``W^-1 h``.
+
+    Returns
+    -------
+    Tensor, shape [*b]
+        On the graph of W and h, differentiable once.
+    """
+    held = solution.detach()
+    image, shift = torch.broadcast_tensors(precision.apply(held), shift)
+    return _Maximum.apply(shift, image, held)
+
+
+class _Maximum(torch.autograd.Function):
+    """With m a plain constant, second derivatives would be wrong without a word; here they raise."""
+
+    @staticmethod
+    def forward(ctx: Any, shift: Tensor, image: Tensor, held: Tensor) -> Tensor:
+        ctx.save_for_backward(held)
+        return (held * (shift - 0.5 * image)).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        _refuse_graph()
+        (held,) = ctx.saved_tensors
+        slope = grad.unsqueeze(-1) * held
+        return slope, -0.5 * slope, None
+
+
+def _refuse_graph() -> None:
+    if torch.is_grad_enabled():
+        raise UnsupportedError(
+            "Independent blocks are differentiable once, and create_graph=True asks for more; q='joint' has "
+            "second derivatives."
+        )
 
 
 def _conjugate_gradients(
@@ -171,6 +217,9 @@ def _conjugate_gradients(
             return solution
         image = precision.apply(direction)
         curvature = (direction * image).sum(-1, keepdim=True)
+        if bool(((curvature <= 0.0) & (size > goal)).any()):
+            # W is indefinite although its blocks are not: the factorisation says so.
+            break
         # Batch entries that are done have nothing left to move by.
         length = torch.where(size > goal, size / curvature, 0.0)
         solution = solution + length * direction

@@ -21,7 +21,7 @@ from gpvi.approximations import (
     Sites,
     SparseInverseCholesky,
 )
-from gpvi.exceptions import InputError, UnsupportedError
+from gpvi.exceptions import InputError, NumericalError, UnsupportedError
 from gpvi.inference import cvi, elbo, fit
 from gpvi.likelihoods import BernoulliLikelihood, GaussianLikelihood
 
@@ -191,6 +191,25 @@ def test_everything_is_differentiable(q: str, features: bool) -> None:
     inputs = [value.detach().clone() for value in (X, Y * lam2, lam2, *outputs.parameters())]
     inputs = [value.requires_grad_() for value in inputs]
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("q", ["block", "delta"])
+def test_second_derivatives_are_refused(q: str) -> None:
+    lam1 = sites().lam1.requires_grad_()
+    posterior = orthogonal(q).prior(process(), X).condition(Sites(lam1, sites().lam2))
+    for value in (posterior.log_partition, posterior.kl()):
+        with pytest.raises(UnsupportedError, match="create_graph"):
+            torch.autograd.grad(value, lam1, create_graph=True, retain_graph=True)
+
+
+def test_precisions_that_are_negative_across_blocks_are_refused() -> None:
+    """Both diagonal blocks are positive definite, so only the solve for the mean can tell."""
+    prior = orthogonal("block").prior(process(), X)
+    lam2 = torch.zeros(10, 10, dtype=torch.float64)
+    lam2[0, 7] = lam2[7, 0] = 3.0
+    lam1 = torch.eye(10, dtype=torch.float64)[0] - torch.eye(10, dtype=torch.float64)[7]
+    with torch.no_grad(), pytest.raises(NumericalError, match="precision of both blocks"):
+        prior.condition(Sites(lam1, lam2, "whitened"))
 
 
 @pytest.mark.parametrize("q", ["joint", "block", "delta"])
