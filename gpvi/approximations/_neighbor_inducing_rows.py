@@ -155,14 +155,18 @@ def row_moments(inner: SparseInversePrior, x: Tensor, rows: NeighborRows) -> Ten
     Tensor, shape [*b, N, H + 1]
         In double precision.
     """
-    points, M, N = inner.points, inner.num_basis, x.shape[-2]
-    own = torch.arange(M, M + N, dtype=torch.int32, device=x.device)
+    first = inner.at_lead(inner.geometry.first)
 
     def moments(position: Position) -> Tensor:
-        place = position_in(rows.lead, position)
+        place, lead = position_in(rows.lead, position), position_in(inner.lead, position)
         here = x[position_in(x.shape[:-2], position)]
-        known = points[position_in(inner.lead, position)]
         index, exact, order = rows.index[place], rows.exact[place], rows.order[place]
+        at = first[lead]
+        if 0 < index.numel() < inner.num_basis:
+            used, index = _used(index)
+            at = at[used]
+        known = take_rows(inner.x[lead], at)
+        own = len(known) + torch.arange(len(here), dtype=torch.int32, device=x.device)
         columns = columns_at(inner.gp, torch.cat([known, here]), index, own, inner.nugget, order)
         scale = columns[..., -1:]
         values = torch.cat([-columns[..., :-1] / scale, scale.square().reciprocal()], -1)
@@ -211,6 +215,13 @@ def row_norms(
     return inverse_norms(
         pattern, factor, torch.where(chosen, unit, index), torch.where(chosen, own, values)
     )
+
+
+def _used(index: Tensor) -> tuple[Tensor, Tensor]:
+    """Places that occur, ascending, and the index in numbers of these."""
+    used = index[index >= 0].unique()
+    number = torch.searchsorted(used, index)
+    return used.long(), torch.where(index >= 0, number, -1).to(torch.int32)
 
 
 def behind_neighbors(neighbors: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,12 +21,12 @@ from gpvi.approximations.sparse_inverse_prior import SparseInversePrior
 from gpvi.exceptions import AccuracyWarning, NumericalError, UnsupportedError
 from gpvi.linalg import (
     NeighborPattern,
+    SparseRows,
     incomplete_cholesky,
     mat_vec,
     precision_solve,
     safe_cholesky,
 )
-from gpvi.linalg.sparse_inverse.rectangular import SparseRows
 
 if TYPE_CHECKING:
     from gpvi.approximations.neighbor_inducing_prior import NeighborInducingPrior

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 from torch import Tensor
 
+from gpvi.approximations._gather import take_rows
 from gpvi.approximations._neighbor_inducing_average import (
     averaged_divergence,
     check_one_set,
@@ -29,6 +30,7 @@ from gpvi.approximations._neighbor_inducing_average import (
 )
 from gpvi.approximations._neighbor_inducing_rows import behind_neighbors, row_norms
 from gpvi.approximations._residual import ResidualDraw
+from gpvi.approximations._sparse_columns import columns_at
 from gpvi.approximations.moments import Draw, Marginals
 from gpvi.approximations.posterior import Posterior
 from gpvi.approximations.sites import Sites
@@ -163,9 +165,11 @@ class NeighborInducingBatch(Posterior):
             value = averaged_divergence(prior.inner, index, self.places, self.shift, covariance)
             return value.to(prior.x_mean)
         inner, chosen = prior.inner, self.inducing
-        neighbors = inner.pattern((0,) * len(inner.lead)).neighbors[chosen]
-        index, slot = behind_neighbors(self._local(neighbors), self.number[chosen])
-        columns = inner.columns_of(chosen)
+        position = (0,) * len(inner.lead)
+        neighbors = self._local(inner.pattern(position).neighbors[chosen])
+        index, slot = behind_neighbors(neighbors, self.number[chosen])
+        z = take_rows(inner.x[position], inner.geometry.first[0][self.places])
+        columns = columns_at(inner.gp, z, neighbors, self.number[chosen], inner.nugget)
         own = torch.nn.functional.one_hot(slot, index.shape[-1]).to(columns)
         off = torch.nn.functional.pad(columns[..., :-1], (0, 1))
         values = off + own * columns[..., -1:]

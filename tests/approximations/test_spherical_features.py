@@ -20,9 +20,10 @@ from gpvi.approximations import (
     SphericalActivationFeatures,
     SphericalHarmonicFeatures,
 )
-from gpvi.exceptions import InputError
+from gpvi.exceptions import AccuracyWarning, InputError
 from gpvi.inference import cvi
 from gpvi.kernels import ArcCosineKernel, ZonalKernel
+from gpvi.kernels._gegenbauer import multiplicities
 from gpvi.likelihoods import GaussianLikelihood
 
 
@@ -177,3 +178,171 @@ def test_other_kernels_are_refused() -> None:
         GPRegressor("rbf", approximation="spherical").fit(x.numpy(), x[:, 0].numpy())
     with pytest.raises(InputError, match="activation is 'tanh'"):
         SphericalActivationFeatures(4, "tanh")
+
+
+@pytest.mark.parametrize("activation", ["softplus", "shifted_softplus", "exponential"])
+def test_covariances_are_the_outputs_of_units(activation: str) -> None:
+    gp, x, w = process(ZonalKernel("matern52")), inputs(20, 2), inputs(5, 3, seed=1)
+    features = SphericalActivationFeatures(activation=activation, directions=w, num_levels=20)
+    lengthscale, bias = gp.kernel.base_kernel.lengthscale, gp.kernel.base_kernel.bias
+    lifted = torch.cat([x / lengthscale, bias.expand(20, 1)], -1)
+    t = (w / w.norm(dim=-1, keepdim=True)) @ (lifted / lifted.norm(dim=-1, keepdim=True)).mT
+    outputs = {
+        "softplus": torch.nn.functional.softplus(t),
+        "shifted_softplus": torch.nn.functional.softplus(t - 0.3),
+        "exponential": (2.0 * t).exp(),
+    }[activation]
+    torch.testing.assert_close(features.Kuf(gp.kernel, x), outputs, atol=1e-6, rtol=1e-6)
+    unscaled = features.Kuu(gp.kernel.base_kernel)
+    torch.testing.assert_close(features.Kuu(gp.kernel), unscaled / gp.kernel.outputscale)
+
+
+def test_softplus_under_the_arc_cosine_kernel_grows_with_the_inputs() -> None:
+    gp, x, w = process(ArcCosineKernel()), inputs(20, 2), inputs(5, 3, seed=1)
+    features = SphericalActivationFeatures(directions=w, num_levels=20)
+    lifted = torch.cat([x / gp.kernel.base_kernel.lengthscale, torch.ones(20, 1)], -1)
+    r = lifted.norm(dim=-1)
+    t = (w / w.norm(dim=-1, keepdim=True)) @ (lifted / r[:, None]).mT
+    expected = r * torch.nn.functional.softplus(t)
+    torch.testing.assert_close(features.Kuf(gp.kernel, x), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_relu_units_get_worse_with_every_level() -> None:
+    """Their norms grow without bound; the number that is chosen stops before that."""
+    gp, x = process(ArcCosineKernel()), inputs(200, 4)
+
+    def left(num_levels: int | None) -> float:
+        features = SphericalActivationFeatures(32, "relu", num_levels=num_levels)
+        approximation = InterDomain(features)
+        if num_levels is None:
+            approximation.initialize(gp, x, seeded())
+        else:
+            with pytest.warns(AccuracyWarning, match="rougher than functions of the process"):
+                approximation.initialize(gp, x, seeded())
+        with torch.no_grad():
+            return float(approximation.prior(gp, x).residual.mean())
+
+    eight, sixteen = left(8), left(16)
+    assert left(None) < 0.2 * eight < 0.2 * sixteen
+
+
+@pytest.mark.parametrize("activation", ["softplus", "relu", "exponential", "learnable"])
+def test_derivatives_of_both_covariances(activation: str) -> None:
+    w, x = inputs(3, 3), inputs(4, 2, seed=1).requires_grad_()
+    features = SphericalActivationFeatures(activation=activation, directions=w, num_levels=5)
+    kernel = process(ZonalKernel("matern52", ard_num_dims=2)).kernel
+
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.kernel = features, kernel
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.features.Kuu(self.kernel), self.features.Kuf(self.kernel, x)
+
+    module = Both()
+    names = [name for name, _ in module.named_parameters()]
+    values = [p.detach().clone().requires_grad_() for p in module.parameters()]
+    assert len(names) == (7 if activation == "learnable" else 5)
+
+    def function(x: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
+        parameters = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(module, parameters, (x,))
+
+    assert torch.autograd.gradcheck(function, (x, *values))
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_batches_of_kernels(name: str) -> None:
+    kernel = ZonalKernel("matern32", batch_shape=torch.Size([2]))
+    kernel = gpytorch.kernels.ScaleKernel(kernel, batch_shape=torch.Size([2])).double()
+    kernel.outputscale = torch.tensor([0.5, 2.0])
+    kernel.base_kernel.sphere_lengthscale = torch.tensor([0.6, 1.4])
+    kernel.base_kernel.bias = torch.tensor([0.8, 1.2])
+    gp, x, features = GaussianProcess(kernel), inputs(20, 2), FEATURES[name]()
+    features.initialize(gp, x, seeded())
+    for element in range(2):
+        one = gpytorch.kernels.ScaleKernel(kernel.base_kernel[element]).double()
+        one.outputscale = kernel.outputscale[element].detach()
+        Kuu = features.Kuu(kernel)
+        torch.testing.assert_close(Kuu[element] if Kuu.dim() > 2 else Kuu, features.Kuu(one))
+        torch.testing.assert_close(features.Kuf(kernel, x)[element], features.Kuf(one, x))
+
+
+def test_batches_of_directions() -> None:
+    kernel, x, w = process(ZonalKernel("matern32")).kernel, inputs(20, 2), inputs(12, 3)
+    made = [
+        SphericalActivationFeatures(activation="learnable", directions=v, num_levels=6)
+        for v in (w.reshape(2, 6, 3), w[6:])
+    ]
+    torch.testing.assert_close(made[0].Kuu(kernel)[1], made[1].Kuu(kernel))
+    torch.testing.assert_close(made[0].Kuf(kernel, x)[1], made[1].Kuf(kernel, x))
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_states_load_into_fresh_features(name: str) -> None:
+    gp, x, features = process(ZonalKernel("matern32")), inputs(40, 2), FEATURES[name]()
+    features.initialize(gp, x, seeded())
+    other = FEATURES[name]()
+    other.load_state_dict(features.state_dict())
+    other.initialize(gp, inputs(10, 2, seed=5))  # there already: nothing happens
+    for loaded in (other, copy.deepcopy(features), pickle.loads(pickle.dumps(features))):
+        assert torch.equal(loaded.Kuu(gp.kernel), features.Kuu(gp.kernel))
+        assert torch.equal(loaded.Kuf(gp.kernel, x), features.Kuf(gp.kernel, x))
+
+
+def test_harmonics_take_the_levels_that_the_kernel_has() -> None:
+    x = inputs(5, 2)
+    for kernel, counts in (
+        (ArcCosineKernel(), [1, 3, 5, 0, 9, 0, 13]),
+        (ZonalKernel(), [1, 3, 5, 7]),
+    ):
+        features = SphericalHarmonicFeatures(num_features=31 if counts[3] == 0 else 16)
+        features.initialize(process(kernel), x, seeded())
+        assert features.levels.bincount().tolist() == counts
+    with pytest.raises(InputError, match="harmonics, more than 4096"):
+        SphericalHarmonicFeatures(num_levels=12).initialize(process(ZonalKernel()), inputs(5, 9))
+
+
+def test_harmonics_are_the_leading_eigenfunctions() -> None:
+    """What complete levels leave open is the sum of the other levels, at every input alike."""
+    gp, x = process(ZonalKernel("matern52")), inputs(30, 3)
+    approximation = InterDomain(SphericalHarmonicFeatures(num_levels=4))
+    approximation.initialize(gp, x, seeded())
+    shares = gp.kernel.base_kernel.eigenvalues(4, 4) * multiplicities(4, 4)
+    expected = gp.kernel.outputscale * (1.0 - shares.sum())
+    found = approximation.prior(gp, x).residual
+    torch.testing.assert_close(found, expected.expand(30), rtol=1e-5, atol=1e-8)
+
+
+def test_active_columns_and_wrong_numbers_of_columns() -> None:
+    w, x = inputs(5, 3), inputs(6, 4)
+    features = SphericalActivationFeatures(directions=w, num_levels=6)
+    chosen = ZonalKernel(active_dims=(3, 1)).double()
+    expected = features.Kuf(ZonalKernel().double(), x[:, [3, 1]])
+    torch.testing.assert_close(features.Kuf(chosen, x), expected)
+    with pytest.raises(InputError, match="3 coordinates, the bias included"):
+        features.Kuf(ZonalKernel().double(), x)
+    with pytest.raises(InputError, match="convert one of them"):
+        features.Kuf(ZonalKernel(), x[:, :2].float())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "exactly one of num_features and directions"),
+        ({"num_features": 0}, "num_features is 0"),
+        ({"num_features": 3, "num_levels": 0}, "num_levels is 0"),
+        ({"directions": torch.zeros(2, 3)}, "none of them the origin"),
+        ({"directions": torch.ones(3)}, "shape"),
+    ],
+)
+def test_impossible_options(arguments: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        SphericalActivationFeatures(**arguments)
+
+
+def test_before_initialize() -> None:
+    for features in (SphericalActivationFeatures(3), SphericalHarmonicFeatures(num_levels=3)):
+        with pytest.raises(InputError, match="call initialize"):
+            features.Kuu(ZonalKernel())

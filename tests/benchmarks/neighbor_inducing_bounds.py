@@ -1,4 +1,4 @@
-"""Bounds of `NeighborInducing` on airfoil, and the price of a training step for many inducing points.
+"""Bounds of `NeighborInducing` on airfoil, and the price of a training step.
 
     python tests/benchmarks/neighbor_inducing_bounds.py --data DIR
     python tests/benchmarks/neighbor_inducing_bounds.py --steps
