@@ -6,6 +6,8 @@ VENV ?= .venv
 # Where to take torch from when PyPI's CUDA build is not wanted, for example
 # https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+# Options of both scripts of 'make bench', for example --python gpflow=$HOME/tfenv/bin/python
+BENCH_OPTIONS ?=
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -17,7 +19,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 help:
 	@echo "make demo             run one example: prints a table and saves a figure"
 	@echo "make test             run the test-suite without its slow tests (five minutes at most on two cores)"
-	@echo "make bench DATA=dir   compare with peer packages on the data sets in dir"
+	@echo "make bench DATA=dir   compare with peer packages on the data sets in dir; writes docs/leaderboard.md"
+	@echo "                      (BENCH_OPTIONS='--python gpflow=PATH' names another environment's interpreter)"
 	@echo "make docs             build the documentation into docs/_build/html; runs every example"
 	@echo "make lint             ruff, codespell and mypy"
 	@echo "make clean            remove everything that can be made again, $(VENV) included"
@@ -46,8 +49,11 @@ ifeq ($(and $(DATA),$(wildcard $(DATA)/.)),)
 $(error 'make bench' needs a folder of data sets: make bench DATA=path/to/folder (got DATA='$(DATA)'))
 endif
 endif
-bench: $(VENV)/.installed-bench
-	$(BIN)/python tests/benchmarks/run.py --data '$(DATA)'
+# Rows of the leaderboard are kept: what is there is not measured again. Both take hours in all.
+bench: $(VENV)/.installed-bench $(VENV)/.installed-plot
+	$(BIN)/python tests/benchmarks/run.py --data '$(DATA)' $(BENCH_OPTIONS)
+	$(BIN)/python tests/benchmarks/leaderboard.py measure --data '$(DATA)' $(BENCH_OPTIONS)
+	$(BIN)/python tests/benchmarks/leaderboard.py write .benchmarks/leaderboard.jsonl --docs docs
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

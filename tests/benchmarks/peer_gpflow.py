@@ -21,11 +21,19 @@ CHUNK = 4096
 
 FLOAT32_JITTER = 1e-4
 
-LIKELIHOODS = {"binary": gpflow.likelihoods.Bernoulli, "counts": gpflow.likelihoods.Poisson}
+STARTING_NOISE = 0.1
 
 
 def _kernel(num_inputs: int, lengthscale: float) -> gpflow.kernels.Kernel:
     return gpflow.kernels.Matern52(lengthscales=np.full(num_inputs, lengthscale))
+
+
+def _likelihood(kind: str) -> gpflow.likelihoods.Likelihood:
+    if kind == "binary":
+        return gpflow.likelihoods.Bernoulli()
+    if kind == "counts":
+        return gpflow.likelihoods.Poisson()
+    return gpflow.likelihoods.Gaussian(variance=STARTING_NOISE)
 
 
 def _centres(inputs: Array, num_inducing: int, seed: int) -> Array:
@@ -103,7 +111,7 @@ class Collapsed(_GPflow):
             _kernel(split.train_inputs.shape[1], self.settings["lengthscale"]),
             _centres(split.train_inputs, num_inducing, self._seed),
             mean_function=gpflow.mean_functions.Constant(),
-            noise_variance=0.1,
+            noise_variance=STARTING_NOISE,
         )
         self._minimise(max_iter)
 
@@ -131,7 +139,7 @@ class Full(_GPflow):
         self._model = gpflow.models.VGP(
             self._data(split),
             _kernel(split.train_inputs.shape[1], self.settings["lengthscale"]),
-            LIKELIHOODS[split.kind](),
+            _likelihood(split.kind),
             mean_function=gpflow.mean_functions.Constant(),
         )
         self._minimise(max_iter)
@@ -157,7 +165,7 @@ class Variational(_GPflow):
         steps: int,
         batch_size: int,
         learning_rate: float,
-        lengthscale: float,
+        lengthscale: float = 1.0,
         dtype: str = "float64",
     ) -> None:
         super().__init__(seed, lengthscale, dtype)
@@ -173,7 +181,7 @@ class Variational(_GPflow):
         inputs, targets = self._data(split)
         self._model = gpflow.models.SVGP(
             _kernel(inputs.shape[1], self.settings["lengthscale"]),
-            LIKELIHOODS[split.kind](),
+            _likelihood(split.kind),
             _centres(split.train_inputs, num_inducing, self._seed),
             mean_function=gpflow.mean_functions.Constant(),
             num_data=len(targets),

@@ -1,6 +1,6 @@
-"""Our own entries: the estimators of ``gpvi`` with a kernel, an approximation and, on the ladder, a
-number of iterations; the float32 entries also name the precision. Nothing else is set, so that what
-is measured is what a user gets."""
+"""Our own entries: the estimators of ``gpvi`` with a kernel, an approximation, its number of points
+where it has one and, on the ladder, a number of iterations; the float32 entries also name the
+precision. Nothing else is set, so that what is measured is what a user gets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,19 @@ from splits import Array, Split
 
 import gpvi
 
-__all__ = ["Exact", "Inducing"]
+__all__ = [
+    "Coreset",
+    "Exact",
+    "Inducing",
+    "NeighborInducing",
+    "Orthogonal",
+    "SparseInverse",
+    "Spherical",
+    "SphericalOrthogonal",
+]
+
+ZONAL = "zonal_matern52"
+"""Features on the sphere need a kernel of the sphere; this is its Matern-5/2."""
 
 ESTIMATORS = {
     "regression": gpvi.GPRegressor,
@@ -76,3 +88,52 @@ class Exact(_Estimator):
 
     def __init__(self, seed: int, dtype: str | None = None, max_iter: int | None = None) -> None:
         super().__init__(seed, dtype, max_iter, approximation="exact")
+
+
+class SparseInverse(_Estimator):
+    """A sparse inverse Cholesky factor: every row given its neighbours, as many as is the default."""
+
+    def __init__(self, seed: int, max_iter: int | None = None) -> None:
+        super().__init__(seed, None, max_iter, approximation="sic")
+
+
+class NeighborInducing(_Estimator):
+    """Inducing points given their neighbours, as many of both as is the default: points are cheap."""
+
+    def __init__(self, seed: int, max_iter: int | None = None) -> None:
+        super().__init__(seed, None, max_iter, approximation="neighbor_inducing")
+
+
+class _WithPoints(_Estimator):
+    approximation: str
+    kernel = "matern52"
+
+    def __init__(self, seed: int, num_inducing: int, max_iter: int | None = None) -> None:
+        settings = {"approximation": self.approximation, "kernel": self.kernel}
+        super().__init__(seed, None, max_iter, num_inducing=num_inducing, **settings)
+
+
+class Coreset(_WithPoints):
+    """Weighted pseudo-points, as many as the others have inducing points."""
+
+    approximation = "coreset"
+
+
+class Orthogonal(_WithPoints):
+    """Two blocks of inducing points, as many together as the others have."""
+
+    approximation = "orthogonal"
+
+
+class Spherical(_WithPoints):
+    """Units of both parities on the sphere, as many as the others have inducing points."""
+
+    approximation = "spherical"
+    kernel = ZONAL
+
+
+class SphericalOrthogonal(_WithPoints):
+    """Units on the sphere and, orthogonal to them, inducing points: half of each."""
+
+    approximation = "orthogonal"
+    kernel = ZONAL

@@ -15,7 +15,14 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 from splits import Array, Split
 
-__all__ = ["Collapsed", "NaturalVariational", "Variational"]
+__all__ = [
+    "Collapsed",
+    "GPyTorchPeer",
+    "NaturalVariational",
+    "Variational",
+    "starting_kernel",
+    "starting_likelihood",
+]
 
 Latent: TypeAlias = gpytorch.distributions.MultivariateNormal
 
@@ -23,13 +30,15 @@ CHUNK = 4096
 """Rows predicted or scored at a time."""
 
 
-def _kernel(num_inputs: int, lengthscale: float) -> gpytorch.kernels.Kernel:
+def starting_kernel(num_inputs: int, lengthscale: float) -> gpytorch.kernels.Kernel:
+    """Matern-5/2 with a lengthscale per input, all at the same value."""
     base = gpytorch.kernels.MaternKernel(nu=2.5, ard_num_dims=num_inputs)
     base.lengthscale = lengthscale
     return gpytorch.kernels.ScaleKernel(base)
 
 
-def _likelihood(kind: str) -> gpytorch.likelihoods.Likelihood:
+def starting_likelihood(kind: str) -> gpytorch.likelihoods.Likelihood:
+    """Of a kind of targets; the noise variance of real ones starts at a tenth."""
     if kind == "binary":
         return gpytorch.likelihoods.BernoulliLikelihood()
     if kind == "counts":
@@ -58,7 +67,7 @@ class _VariationalModel(gpytorch.models.ApproximateGP):
             )
         )
         self.mean_module = gpytorch.means.ConstantMean()
-        self.covar_module = _kernel(inducing.shape[-1], lengthscale)
+        self.covar_module = starting_kernel(inducing.shape[-1], lengthscale)
 
     def forward(self, inputs: torch.Tensor) -> gpytorch.distributions.MultivariateNormal:
         return gpytorch.distributions.MultivariateNormal(
@@ -78,7 +87,7 @@ class _CollapsedModel(gpytorch.models.ExactGP):
         super().__init__(inputs, targets, likelihood)
         self.mean_module = gpytorch.means.ConstantMean()
         self.covar_module = gpytorch.kernels.InducingPointKernel(
-            _kernel(inputs.shape[-1], lengthscale), inducing, likelihood
+            starting_kernel(inputs.shape[-1], lengthscale), inducing, likelihood
         )
 
     def forward(self, inputs: torch.Tensor) -> gpytorch.distributions.MultivariateNormal:
@@ -87,8 +96,8 @@ class _CollapsedModel(gpytorch.models.ExactGP):
         )
 
 
-class _GPyTorch:
-    """What the three share: tensors of one precision and prediction in chunks."""
+class GPyTorchPeer:
+    """What its models share: tensors of one precision and prediction in chunks."""
 
     settings: dict[str, Any]
     _model: gpytorch.models.GP
@@ -147,7 +156,7 @@ class _GPyTorch:
         return mean, variance
 
 
-class Variational(_GPyTorch):
+class Variational(GPyTorchPeer):
     """Minibatch SVGP: Adam on everything, learning rate cut tenfold at 75 % and at 90 %.
 
     Labels have a probit link; the rate of counts is the softplus of the latent function, as the
@@ -178,7 +187,7 @@ class Variational(_GPyTorch):
         inputs, targets = self._tensor(split.train_inputs), self._tensor(split.train_targets)
         centres = self._tensor(_centres(split.train_inputs, num_inducing, self._seed))
         self._model = _VariationalModel(centres, self.natural, self.settings["lengthscale"])
-        self._likelihood = _likelihood(split.kind)
+        self._likelihood = starting_likelihood(split.kind)
         bound = gpytorch.mlls.VariationalELBO(self._likelihood, self._model, len(targets))
         optimisers = self._optimisers(len(targets))
         schedule = torch.optim.lr_scheduler.MultiStepLR(
@@ -255,17 +264,24 @@ class NaturalVariational(Variational):
         ]
 
 
-class Collapsed(_GPyTorch):
+class Collapsed(GPyTorchPeer):
     """SGPR (collapsed bound) through ``InducingPointKernel``, full-batch Adam."""
 
-    def __init__(self, seed: int, num_inducing: int, steps: int, learning_rate: float) -> None:
-        super().__init__(seed, num_inducing, steps, learning_rate)
+    def __init__(
+        self,
+        seed: int,
+        num_inducing: int,
+        steps: int,
+        learning_rate: float,
+        dtype: str = "float32",
+    ) -> None:
+        super().__init__(seed, num_inducing, steps, learning_rate, dtype=dtype)
 
     def _train(self, split: Split, num_inducing: int, steps: int) -> None:
         torch.manual_seed(self._seed)
         inputs, targets = self._tensor(split.train_inputs), self._tensor(split.train_targets)
         centres = self._tensor(_centres(split.train_inputs, num_inducing, self._seed))
-        self._likelihood = _likelihood(split.kind)
+        self._likelihood = starting_likelihood(split.kind)
         self._model = _CollapsedModel(
             inputs, targets, self._likelihood, centres, self.settings["lengthscale"]
         )

@@ -13,9 +13,12 @@ from typing import Literal
 __all__ = [
     "DEFAULT_LADDER",
     "KINDS",
+    "LEADERBOARD",
+    "LEADERBOARD_TASKS",
     "OURS",
     "PEERS",
     "TASKS",
+    "Budgets",
     "Kind",
     "Option",
     "PeerSpec",
@@ -28,9 +31,6 @@ Kind = Literal["regression", "binary", "counts"]
 
 KINDS: tuple[Kind, ...] = ("regression", "binary", "counts")
 """Kinds of targets: real numbers, labels 0 and 1, and counts."""
-
-OURS = ("gpvi-inducing", "gpvi-exact", "gpvi-inducing-float32", "gpvi-exact-float32")
-"""Names of our own entries, which are fitted once for every rung of the iteration ladder."""
 
 DEFAULT_LADDER = ("0", "5", "10", "15", "20", "30", "40", "default")
 """Values of ``max_iter`` for our entries; ``default`` leaves it to the estimator."""
@@ -59,7 +59,8 @@ class PeerSpec:
     """Where the code of a peer is, which library it needs, and its settings.
 
     ``small_options`` hold on tasks that are not large, ``kind_options`` on tasks of a kind; later ones
-    win. ``starts`` says that the peer takes the starting lengthscale of the task.
+    win. ``starts`` says that the peer takes the starting lengthscale of the task, ``default`` that it
+    runs where no peers are named.
     """
 
     module: str
@@ -72,6 +73,19 @@ class PeerSpec:
     sparse: bool = True
     large: bool = True
     starts: bool = False
+    default: bool = True
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """The ladder of an entry of the leaderboard: one fit from scratch for each value of ``option``.
+
+    None leaves the option to the estimator. Values grow, so that what runs out of time ends a ladder.
+    """
+
+    option: str
+    small: tuple[int | None, ...]
+    large: tuple[int | None, ...]
 
 
 TASKS: dict[str, TaskSpec] = {
@@ -98,6 +112,16 @@ _SVGP = {"steps": 300, "batch_size": 1024, "learning_rate": 0.03}
 PEERS: dict[str, PeerSpec] = {
     "gpvi-inducing": PeerSpec("peer_gpvi", "Inducing", "gpvi", kinds=KINDS),
     "gpvi-exact": PeerSpec("peer_gpvi", "Exact", "gpvi", kinds=KINDS, sparse=False, large=False),
+    "gpvi-sic": PeerSpec("peer_gpvi", "SparseInverse", "gpvi", sparse=False, default=False),
+    "gpvi-neighbor-inducing": PeerSpec(
+        "peer_gpvi", "NeighborInducing", "gpvi", sparse=False, default=False
+    ),
+    "gpvi-coreset": PeerSpec("peer_gpvi", "Coreset", "gpvi", default=False),
+    "gpvi-orthogonal": PeerSpec("peer_gpvi", "Orthogonal", "gpvi", default=False),
+    "gpvi-spherical": PeerSpec("peer_gpvi", "Spherical", "gpvi", default=False),
+    "gpvi-spherical-orthogonal": PeerSpec(
+        "peer_gpvi", "SphericalOrthogonal", "gpvi", default=False
+    ),
     "gpvi-inducing-float32": PeerSpec(
         "peer_gpvi", "Inducing", "gpvi", {"dtype": "float32"}, kinds=_NOT_GAUSSIAN
     ),
@@ -136,11 +160,33 @@ PEERS: dict[str, PeerSpec] = {
     "gpytorch-sgpr": PeerSpec(
         "peer_gpytorch", "Collapsed", "gpytorch", {"steps": 40, "learning_rate": 0.1}
     ),
+    "gpytorch-sgpr-float64": PeerSpec(
+        "peer_gpytorch",
+        "Collapsed",
+        "gpytorch",
+        {"steps": 40, "learning_rate": 0.1, "dtype": "float64"},
+        large=False,
+        default=False,
+    ),
     "gpflow-sgpr": PeerSpec(
         "peer_gpflow", "Collapsed", "gpflow", {"max_iter": 12}, {"max_iter": 100}
     ),
+    "gpytorch-vnngp": PeerSpec(
+        "peer_vnngp",
+        "NearestNeighbor",
+        "gpytorch",
+        {"steps": 600, "batch_size": 256, "learning_rate": 0.01, "num_neighbors": 20},
+        sparse=False,
+        default=False,
+    ),
     "gpflow-svgp": PeerSpec(
-        "peer_gpflow", "Variational", "gpflow", _SVGP, kinds=_NOT_GAUSSIAN, starts=True
+        "peer_gpflow",
+        "Variational",
+        "gpflow",
+        _SVGP_GAUSSIAN,
+        kind_options={"binary": _SVGP, "counts": _SVGP},
+        kinds=KINDS,
+        starts=True,
     ),
     "gpflow-svgp-float32": PeerSpec(
         "peer_gpflow",
@@ -181,6 +227,34 @@ PEERS: dict[str, PeerSpec] = {
         starts=True,
     ),
 }
+
+OURS = tuple(name for name, spec in PEERS.items() if spec.library == "gpvi")
+"""Names of our own entries, which are fitted once for every rung of the iteration ladder."""
+
+LEADERBOARD_TASKS = ("yacht", "energy", "concrete", "airfoil", "elevators", "kin40k", "protein")
+"""The sets of the leaderboard, small ones first."""
+
+_OUR_BUDGETS = Budgets("max_iter", (0, 5, 10, 20, 40, None), (0, 5, 10, 20, 40, None))
+_SVGP_BUDGETS = Budgets("steps", (150, 600, 2000), (150, 600, 2000))
+
+LEADERBOARD: dict[str, Budgets] = {
+    "gpvi-exact": _OUR_BUDGETS,
+    "gpvi-inducing": _OUR_BUDGETS,
+    "gpvi-sic": _OUR_BUDGETS,
+    "gpvi-neighbor-inducing": _OUR_BUDGETS,
+    "gpvi-coreset": _OUR_BUDGETS,
+    "gpvi-orthogonal": _OUR_BUDGETS,
+    "gpvi-spherical": _OUR_BUDGETS,
+    "gpvi-spherical-orthogonal": _OUR_BUDGETS,
+    "gpytorch-svgp": _SVGP_BUDGETS,
+    "gpytorch-sgpr": Budgets("steps", (40, 150, 600), (5, 15, 50)),
+    "gpytorch-sgpr-float64": Budgets("steps", (40, 150, 600), ()),
+    "gpytorch-vnngp": _SVGP_BUDGETS,
+    "gpflow-svgp": _SVGP_BUDGETS,
+    "gpflow-sgpr": Budgets("max_iter", (12, 40, 100, 300), (5, 12, 30)),
+    "gpboost-vecchia": Budgets("max_iter", (3, 10, 1000), (3, 10)),
+}
+"""The entries of the leaderboard and how long each is trained."""
 
 
 def options_for(peer: str, task: str, overrides: Mapping[str, Option]) -> dict[str, Option]:

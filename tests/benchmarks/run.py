@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +28,9 @@ from table import render, summarise
 __all__ = ["Job", "plan_jobs", "run_job"]
 
 HERE = Path(__file__).resolve().parent
+CPU_GRACE = 10
+"""CPU seconds between the signal that asks a worker to stop and the one that stops it."""
+
 DEFAULT_OUT = Path(".benchmarks/rows.jsonl")
 
 
@@ -83,9 +89,18 @@ def _applies(peer: str, task: str) -> bool:
 
 
 def run_job(
-    job: Job, data: Path, interpreter: str, core: int | None, limit: float, compile_cache: Path
+    job: Job,
+    data: Path,
+    interpreter: str,
+    core: int | None,
+    limit: float,
+    compile_cache: Path,
+    cpu_limit: float | None = None,
 ) -> dict[str, Any]:
-    """Start the worker for one measurement and read its row; a crash is a row too."""
+    """Start the worker for one measurement and read its row; a crash is a row too.
+
+    ``limit`` are wall seconds and ``cpu_limit`` CPU seconds of the whole process.
+    """
     command = [interpreter, str(HERE / "worker.py"), "--peer", job.peer, "--task", job.task]
     command += ["--seed", str(job.seed), "--data", str(data.resolve())]
     command += ["--options", json.dumps(dict(job.options))]
@@ -94,7 +109,7 @@ def run_job(
         done = subprocess.run(
             command,
             env=_environment(compile_cache),
-            preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
+            preexec_fn=lambda: _restrict(core, cpu_limit),
             capture_output=True,
             text=True,
             timeout=limit,
@@ -104,6 +119,8 @@ def run_job(
         return row | {"status": "timed out", "error": f"no result within {limit:g} s"}
     except OSError as error:
         return row | {"status": "failed", "error": f"{interpreter}: {error}"}
+    if cpu_limit is not None and done.returncode == -signal.SIGXCPU:
+        return row | {"status": "timed out", "error": f"no result within {cpu_limit:g} CPU s"}
     # Compiled libraries print to the same stream; the row is the last line, and a JSON object.
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"peer"')]
     if done.returncode or not lines:
@@ -111,6 +128,15 @@ def run_job(
         return row | {"status": "failed", "error": f"exit status {done.returncode}: {tail}"}
     result: dict[str, Any] = json.loads(lines[-1])
     return result
+
+
+def _restrict(core: int | None, cpu_limit: float | None) -> None:
+    """Runs in the new process."""
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    if cpu_limit is not None:
+        soft = math.ceil(cpu_limit)
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, soft + CPU_GRACE))
 
 
 def _environment(compile_cache: Path) -> dict[str, str]:
@@ -203,7 +229,9 @@ def _arguments() -> argparse.Namespace:
         help="names of tasks, or of kinds: regression, binary, counts",
     )
     parser.add_argument(
-        "--peers", type=lambda text: _names(text, PEERS, "peers"), default=list(PEERS)
+        "--peers",
+        type=lambda text: _names(text, PEERS, "peers"),
+        default=[name for name, spec in PEERS.items() if spec.default],
     )
     parser.add_argument("--seeds", type=_seeds, default=[0, 1, 2])
     parser.add_argument(

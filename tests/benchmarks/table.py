@@ -22,7 +22,7 @@ from typing import Any
 
 from registry import OURS, TASKS
 
-__all__ = ["render", "summarise", "time_to_reach"]
+__all__ = ["number", "provenance", "render", "summarise", "time_to_reach"]
 
 Row = Mapping[str, Any]
 MEASURES = (
@@ -180,7 +180,7 @@ def render(summary: Mapping[str, Any]) -> str:
         if medians:
             ratios = [entry for entry in summary["ratios"] if entry["task"] == task]
             lines += ["", *_section(task, medians, ratios)]
-    lines += ["", *_provenance(summary)]
+    lines += ["", *provenance(summary)]
     return "\n".join(lines) + "\n"
 
 
@@ -195,18 +195,18 @@ def _section(task: str, medians: Sequence[Row], ratios: Sequence[Row]) -> list[s
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for entry in sorted(medians, key=lambda e: (e["nlpd"] is None, e["nlpd"] or 0.0, e["label"])):
-        fit = f"{_number(entry['fit_cpu_s'], 3)} ({_number(entry['fit_wall_s'], 3)})"
+        fit = f"{number(entry['fit_cpu_s'], 3)} ({number(entry['fit_wall_s'], 3)})"
         cells = [
             entry["label"],
             entry["precision"] or "-",
-            _number(entry["n"], 6),
-            _number(entry[measure], 4),
-            _number(entry["nlpd"], 4),
-            _number(entry["objective"], 6),
+            number(entry["n"], 6),
+            number(entry[measure], 4),
+            number(entry["nlpd"], 4),
+            number(entry["objective"], 6),
             fit if entry["ok"] else "-",
-            _number(entry["predict_cpu_s"], 3),
-            _number(entry["compile_s"], 3),
-            _number(entry["peak_mb"], 4),
+            number(entry["predict_cpu_s"], 3),
+            number(entry["compile_s"], 3),
+            number(entry["peak_mb"], 4),
             f"{entry['ok']}/{entry['runs']}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -227,14 +227,14 @@ def _ratio_lines(ratios: Sequence[Row]) -> list[str]:
         "|---|---|--:|--:|---|--:|--:|--:|",
     ]
     for entry in sorted(ratios, key=lambda e: (OURS.index(e["ours"]), e["target_nlpd"])):
-        ratio = "not reached" if entry["ratio"] is None else _number(entry["ratio"], 3)
+        ratio = "not reached" if entry["ratio"] is None else number(entry["ratio"], 3)
         cells = [
             entry["peer"],
             entry["precision"] or "-",
-            _number(entry["target_nlpd"], 4),
-            _number(entry["peer_fit_cpu_s"], 3),
+            number(entry["target_nlpd"], 4),
+            number(entry["peer_fit_cpu_s"], 3),
             entry["ours"],
-            _number(entry["our_fit_cpu_s"], 3),
+            number(entry["our_fit_cpu_s"], 3),
             ratio,
             f"{entry['reached']}/{entry['seeds']} ({entry['stays']})",
         ]
@@ -242,7 +242,8 @@ def _ratio_lines(ratios: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _provenance(summary: Mapping[str, Any]) -> list[str]:
+def provenance(summary: Mapping[str, Any]) -> list[str]:
+    """Where the rows come from, in sentences."""
     lines = [f"Processor: {', '.join(summary['machines']) or 'not recorded'}."]
     if len(summary["machines"]) > 1:
         lines.append("These rows come from different processors: do not compare their times.")
@@ -251,7 +252,7 @@ def _provenance(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
     """``digits`` significant digits, without an exponent for large numbers."""
     if value is None:
         return "-"

@@ -1,12 +1,9 @@
 """The arithmetic behind the benchmark table, on made-up rows: nothing is fitted here."""
 
 import argparse
-import importlib
 import json
 import math
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,21 +11,6 @@ import pytest
 from scipy import stats
 
 HERE = Path(__file__).resolve().parent
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Import a module of this folder as the scripts do, and forget it afterwards."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(HERE))
-
-    def loader(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    yield loader
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == HERE:
-            del sys.modules[name]
 
 
 def row(peer: str, seed: int, nlpd: float, seconds: float, **options: int) -> dict[str, Any]:
