@@ -16,6 +16,7 @@ __all__ = [
     "as_arrays",
     "check_first",
     "check_num_neighbors",
+    "common_exponent",
     "compiled_engine",
     "squared_distances",
 ]
@@ -53,10 +54,14 @@ def as_arrays(tensors: dict[str, Tensor]) -> list[np.ndarray]:
     if len({values.shape[1] for values in arrays}) > 1:
         shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
         raise InputError(f"expected the same number of columns; got {shapes}.")
+    exponent = common_exponent(arrays)
+    return [np.ldexp(values, -exponent) for values in arrays] if exponent else arrays
+
+
+def common_exponent(arrays: list[np.ndarray]) -> int:
+    """Binary exponent to divide coordinates by, 0 where their squares neither over- nor underflow."""
     exponent = int(np.frexp(max(np.abs(values).max() for values in arrays))[1])
-    if abs(exponent) > _LARGE_EXPONENT:
-        arrays = [np.ldexp(values, -exponent) for values in arrays]
-    return arrays
+    return exponent if abs(exponent) > _LARGE_EXPONENT else 0
 
 
 def check_num_neighbors(num_neighbors: int) -> None:

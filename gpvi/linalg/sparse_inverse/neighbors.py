@@ -25,6 +25,7 @@ from gpvi.linalg.sparse_inverse._points import (
     as_arrays,
     check_first,
     check_num_neighbors,
+    common_exponent,
     compiled_engine,
 )
 from gpvi.linalg.sparse_inverse.ordering import curve_order, spatial_order
@@ -61,6 +62,7 @@ class NeighborSearch:
 
     def __init__(self, points: Tensor) -> None:
         self._given = as_array(points, "points")
+        self._exponent = common_exponent([self._given])
         (self._x,) = as_arrays({"points": points})
         self._engine = _neighbor_engine()
         self._tree = self._engine.tree(self._x)
@@ -137,8 +139,9 @@ class NeighborSearch:
         """
         check_num_neighbors(num_neighbors)
         x, z = as_arrays({"points": torch.from_numpy(self._given), "queries": queries})
-        # Another scale than the tree's, where queries are far beyond the points.
-        tree = self._tree if x.flat[0] == self._x.flat[0] else self._engine.tree(x)
+        # Queries far beyond the points put both on another scale than the tree's.
+        exponent = common_exponent([self._given, as_array(queries, "queries")])
+        tree = self._tree if exponent == self._exponent else self._engine.tree(x)
         found = self._engine.nearest(tree, z, num_neighbors, curve_order(z))
         if self._number is not None:
             moved = np.where(found >= 0, self._number[found], _NONE)
@@ -219,11 +222,7 @@ def nearest_points(points: Tensor, queries: Tensor, num_neighbors: int) -> Tenso
     >>> nearest_points(torch.tensor([[0.0], [4.0], [1.0]]), torch.tensor([[3.0], [-1.0]]), 2).tolist()
     [[1, 2], [0, 2]]
     """
-    check_num_neighbors(num_neighbors)
-    x, z = as_arrays({"points": points, "queries": queries})
-    engine = _neighbor_engine()
-    found = engine.nearest(engine.tree(x), z, num_neighbors, curve_order(z))
-    return torch.from_numpy(found).to(queries.device)
+    return NeighborSearch(points).nearest(queries, num_neighbors)
 
 
 def neighbor_pattern(points: Tensor, num_neighbors: int) -> NeighborPattern:
