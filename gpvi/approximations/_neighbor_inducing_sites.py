@@ -154,7 +154,7 @@ def row_variances(inner: SparseInversePrior, rows: NeighborRows, V: Tensor, R: T
     def norms(position: Position, V: Tensor, R: Tensor) -> Tensor:
         pattern = inner.factor_pattern(position_in(inner.lead, position))
         exact = rows.exact[position_in(rows.lead, position)]
-        return row_norms(pattern, V, rows.at(position), R, exact)
+        return row_norms(pattern, V, rows.at(position), R, exact, inner.complete)
 
     return per_pattern(rows.lead, norms, (V, 2), (R, 2))
 

@@ -48,6 +48,10 @@ __all__ = ["NeighborInducing", "NeighborInducingPlan"]
 _SELECTIONS = ("maximin", "kmeans++", "random")
 _FAMILIES = ("sic", "diagonal")
 _OBJECTIVES = ("elbo", "swsgp")
+_ANCESTORS = ("auto", "all", "near")
+
+# Inducing points up to which variances take all ancestors by default.
+_MANY = 5_000
 
 # Neighbours are found anew once ratios of lengthscales have changed by more than this, in logs.
 _REFRESH_CHANGE = 0.05
@@ -71,6 +75,8 @@ class NeighborInducingPlan(Plan):
 
     _geometry: list[NeighborGeometry] = field(default_factory=list, init=False, repr=False)
     _rows: list[tuple[NeighborRows, Tensor]] = field(default_factory=list, init=False, repr=False)
+    # Inducing inputs that stand still, copied once: a copy of all takes longer than a step on few.
+    _points: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     def at(self, x: Tensor) -> "NeighborInducingPlan":
         """The plan of other rows, a minibatch say, with the same order of the inducing points.
@@ -88,6 +94,7 @@ class NeighborInducingPlan(Plan):
         plan = NeighborInducingPlan(x.shape[-2])
         # One list for both: whoever asks first finds the order for the other.
         object.__setattr__(plan, "_geometry", self._geometry)
+        object.__setattr__(plan, "_points", self._points)
         return plan
 
     def anew(self) -> "NeighborInducingPlan":
@@ -145,6 +152,11 @@ class NeighborInducing(Approximation):
     nugget : float, optional
         Variance added at every inducing input and row, relative to the prior's; by default 1e-8 in double
         precision.
+    ancestors : {"auto", "all", "near"}
+        Which of the earlier inducing values, neighbours of neighbours and so on, the variances of q look at.
+        With "all" these are exact and the objective is a bound. "near" goes back three generations, which
+        is faster the more inducing points there are, and leaves something out of variances: the objective
+        may then exceed its evidence by a little. "auto" is "all" up to 5,000 inducing points.
     seed : int
         Of the first point of maximin orders, where 0 is the one nearest to the centroid.
 
@@ -189,6 +201,7 @@ class NeighborInducing(Approximation):
         learn: bool = False,
         refresh_every: int | None = 20,
         nugget: float | None = None,
+        ancestors: str = "auto",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -202,12 +215,14 @@ class NeighborInducing(Approximation):
             ("selection", selection, _SELECTIONS),
             ("family", family, _FAMILIES),
             ("objective", objective, _OBJECTIVES),
+            ("ancestors", ancestors, _ANCESTORS),
         ):
             if value not in known:
                 raise InputError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
         _check_numbers(refresh_every, nugget)
         self.selection, self.family, self.objective = selection, family, objective
         self.learn, self.refresh_every, self.nugget = learn, refresh_every, nugget
+        self.ancestors = ancestors
         # Keeps the inducing inputs; "maximin" is chosen here.
         method = "random" if selection == "maximin" else selection
         self.points = InducingPoints(num_inducing, inducing_points, selection=method, learn=learn)
@@ -383,7 +398,7 @@ class NeighborInducing(Approximation):
         self, gp: GaussianProcessLike, x: Tensor, plan: NeighborInducingPlan
     ) -> tuple[SparseInversePrior, NeighborRows]:
         """Prior of the inducing values, and neighbours of rows, found where the plan has none."""
-        inner = self._inner(gp, self.points._points(x).clone(), plan)
+        inner = self._inner(gp, self._held(x, plan), plan)
         merge = not (self.learn or x.requires_grad) and self.objective == "elbo"
         if not plan._rows:
             with on_graph(), torch.no_grad():
@@ -394,6 +409,14 @@ class NeighborInducing(Approximation):
             # Found when inputs stood still: a row that may move is given its inducing value like any other.
             rows = replace(rows, exact=torch.zeros_like(rows.exact))
         return inner, rows
+
+    def _held(self, x: Tensor, plan: NeighborInducingPlan) -> Tensor:
+        """The inducing inputs, safe from changes in place."""
+        if self.learn:
+            return self.points._points(x).clone()
+        if not plan._points:
+            plan._points.append(self.points._points(x).clone())
+        return plan._points[0]
 
     def _inner(
         self, gp: GaussianProcessLike, z: Tensor, plan: NeighborInducingPlan
@@ -408,7 +431,11 @@ class NeighborInducing(Approximation):
             patterns, geometry = geometry.patterns, replace(geometry)
             vars(geometry)["patterns"] = patterns
         nugget = _NUGGET.get(z.dtype, 1e-4) if self.nugget is None else self.nugget
-        return SparseInversePrior(gp, z, gp.mean(z), geometry, self.options, nugget, self.family)
+        complete = self.ancestors == "all"
+        if self.ancestors == "auto":
+            complete = geometry.num_locations <= _MANY
+        mean, options = gp.mean(z), self.options
+        return SparseInversePrior(gp, z, mean, geometry, options, nugget, self.family, complete)
 
 
 def _check_numbers(refresh_every: int | None, nugget: float | None) -> None:

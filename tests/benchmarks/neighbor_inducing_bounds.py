@@ -115,7 +115,7 @@ def steps(num_neighbors: int) -> None:
         kernel = gpytorch.kernels.MaternKernel(nu=1.5, ard_num_dims=2).double()
         kernel.lengthscale = torch.tensor([0.1, 0.1], dtype=torch.float64)
         gp = GaussianProcess(kernel)
-        approximation = NeighborInducing(M, num_neighbors, selection="random")
+        approximation = NeighborInducing(M, num_neighbors, selection="random", ancestors="near")
         approximation.initialize(gp, x, generator)
         plan = approximation.plan(x)
         schedule = approximation.prior(gp, x[:1], plan=plan.at(x[:1])).inner.geometry.schedule[0]
