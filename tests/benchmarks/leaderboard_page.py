@@ -22,8 +22,10 @@ Entry = Mapping[str, Any]
 
 NAMES = {
     "gpvi-exact": "gpvi, exact",
+    "gpvi-exact-matern32": "gpvi, exact, Matérn-3/2",
     "gpvi-inducing": "gpvi, inducing points",
     "gpvi-sic": "gpvi, sparse inverse Cholesky",
+    "gpvi-sic-matern32": "gpvi, sparse inverse Cholesky, Matérn-3/2",
     "gpvi-neighbor-inducing": "gpvi, inducing points given neighbours",
     "gpvi-coreset": "gpvi, coreset",
     "gpvi-orthogonal": "gpvi, orthogonal blocks",
