@@ -22,6 +22,10 @@ PAGES = (
     "docs/state_space.md",
     "docs/sparse_inverse.md",
     "docs/sparse_family.md",
+    "docs/coreset.md",
+    "docs/neighbor_inducing.md",
+    "docs/orthogonal.md",
+    "docs/spherical.md",
     "docs/troubleshooting.md",
 )
 
