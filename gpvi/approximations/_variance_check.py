@@ -9,7 +9,7 @@ nearly overstate few variances by far, ancestors that are left out understate ma
 import torch
 from torch import Tensor
 
-from gpvi.linalg import NeighborPattern, precision_solve
+from gpvi.linalg import NeighborPattern, SparseRows, precision_solve
 
 # Relative error of solutions; variances have its square.
 _TOLERANCE = 0.1
@@ -25,6 +25,8 @@ def variance_ratios(
     precision: Tensor,
     factor: Tensor,
     variance: Tensor,
+    rows: SparseRows | None = None,
+    values: Tensor | None = None,
 ) -> Tensor:
     """Variances over the exact ones.
 
@@ -35,9 +37,13 @@ def variance_ratios(
     columns, factor : Tensor, shape [M, m + 1]
         U and V.
     precision : Tensor, shape [M]
-        w of ``P = U U' + diag(w)``.
+        w of ``P = U U' + diag(w) + R' R``.
     variance : Tensor, shape [M]
         What V says.
+    rows : SparseRows, optional
+        Where the rows of R have entries, if there are any.
+    values : Tensor, shape [N, H], optional
+        These entries.
 
     Returns
     -------
@@ -46,13 +52,26 @@ def variance_ratios(
     """
     M = pattern.num_rows
     number = min(_MANY if M <= _LARGE else _FEW, M)
-    inflated = (variance * (columns[..., -1].square() + precision)).topk(number // 2).indices
+    own = columns[..., -1].square() + precision
+    if rows is not None and values is not None:
+        used = rows.index >= 0
+        own = own.index_add(-1, rows.index[used].long(), values[used].square())
+    inflated = (variance * own).topk(number // 2).indices
     spread = torch.linspace(0, M - 1, number - number // 2, device=variance.device).long()
     chosen = torch.cat([inflated, spread]).unique()
     exact = torch.empty_like(variance[chosen])
     for number, place in enumerate(chosen.tolist()):
         unit = torch.zeros_like(variance)
         unit[place] = 1.0
-        solved = precision_solve(pattern, columns, precision, factor, unit, tolerance=_TOLERANCE)
+        solved = precision_solve(
+            pattern,
+            columns,
+            precision,
+            factor,
+            unit,
+            rows=rows,
+            values=values,
+            tolerance=_TOLERANCE,
+        )
         exact[number] = solved[place]
     return variance[chosen] / exact

@@ -17,7 +17,7 @@ Cholesky approximation for latent Gaussian processes via double Kullback-Leibler
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from numbers import Integral, Real
 
 import torch
@@ -36,6 +36,7 @@ from gpvi.approximations.neighbor_geometry import (
     kernel_of,
     scale_change,
 )
+from gpvi.approximations.neighbor_inducing_plan import NeighborInducingPlan
 from gpvi.approximations.neighbor_inducing_prior import NeighborInducingPrior
 from gpvi.approximations.plan import Plan
 from gpvi.approximations.sparse_inverse_prior import SparseInversePrior
@@ -43,7 +44,7 @@ from gpvi.exceptions import InputError
 from gpvi.kernels import stationary_form
 from gpvi.linalg import maximin_order, merge_duplicates
 
-__all__ = ["NeighborInducing", "NeighborInducingPlan"]
+__all__ = ["NeighborInducing"]
 
 _SELECTIONS = ("maximin", "kmeans++", "random")
 _FAMILIES = ("sic", "diagonal")
@@ -51,72 +52,12 @@ _OBJECTIVES = ("elbo", "swsgp")
 _ANCESTORS = ("auto", "all", "near")
 
 # Inducing points up to which variances take all ancestors by default.
-_MANY = 5_000
+_MANY = 2_000
 
 # Neighbours are found anew once ratios of lengthscales have changed by more than this, in logs.
 _REFRESH_CHANGE = 0.05
 
 _NUGGET = {torch.float64: 1e-8, torch.float32: 1e-6}
-
-
-@dataclass(frozen=True, eq=False)
-class NeighborInducingPlan(Plan):
-    """Order of the inducing points and nearest ones of every row, found when the first prior asks.
-
-    Parameters
-    ----------
-    num_rows : int
-        Rows N that it was made for.
-    groups : GroupIndex, optional
-        Index of flat groups.
-    observed : Tensor of bool, shape [*g, N], optional
-        Of padded inputs.
-    """
-
-    _geometry: list[NeighborGeometry] = field(default_factory=list, init=False, repr=False)
-    _rows: list[tuple[NeighborRows, Tensor]] = field(default_factory=list, init=False, repr=False)
-    # Inducing inputs that stand still, copied once: a copy of all takes longer than a step on few.
-    _points: list[Tensor] = field(default_factory=list, init=False, repr=False)
-
-    def at(self, x: Tensor) -> "NeighborInducingPlan":
-        """The plan of other rows, a minibatch say, with the same order of the inducing points.
-
-        Parameters
-        ----------
-        x : Tensor, shape [*g, B, D]
-            Inputs.
-
-        Returns
-        -------
-        NeighborInducingPlan
-            Shares what has been found, or will be, of the inducing points.
-        """
-        plan = NeighborInducingPlan(x.shape[-2])
-        # One list for both: whoever asks first finds the order for the other.
-        object.__setattr__(plan, "_geometry", self._geometry)
-        object.__setattr__(plan, "_points", self._points)
-        return plan
-
-    def anew(self) -> "NeighborInducingPlan":
-        """The same plan with nothing found yet."""
-        return NeighborInducingPlan(self.num_rows, self.groups, self.observed)
-
-    def held(self, geometry: NeighborGeometry) -> "NeighborInducingPlan":
-        """The same plan with a given order of the inducing points and given neighbours among them.
-
-        Parameters
-        ----------
-        geometry : NeighborGeometry
-            Of the inducing inputs.
-
-        Returns
-        -------
-        NeighborInducingPlan
-            Which asks no kernel for these any more.
-        """
-        plan = self.anew()
-        plan._geometry.append(geometry)
-        return plan
 
 
 class NeighborInducing(Approximation):
@@ -156,7 +97,7 @@ class NeighborInducing(Approximation):
         Which of the earlier inducing values, neighbours of neighbours and so on, the variances of q look at.
         With "all" these are exact and the objective is a bound. "near" goes back three generations, which
         is faster the more inducing points there are, and leaves something out of variances: the objective
-        may then exceed its evidence by a little. "auto" is "all" up to 5,000 inducing points.
+        may then exceed its evidence by a little. "auto" is "all" up to 2,000 inducing points.
     seed : int
         Of the first point of maximin orders, where 0 is the one nearest to the centroid.
 
@@ -226,6 +167,11 @@ class NeighborInducing(Approximation):
         # Keeps the inducing inputs; "maximin" is chosen here.
         method = "random" if selection == "maximin" else selection
         self.points = InducingPoints(num_inducing, inducing_points, selection=method, learn=learn)
+
+    @property
+    def row_minibatches(self) -> bool:  # type: ignore[override]
+        """Whether minibatch fits train a q of its own: if inducing inputs stand still."""
+        return not self.learn
 
     @property
     def num_inducing(self) -> int | None:

@@ -29,7 +29,11 @@ from gpvi.approximations._neighbor_inducing_average import (
     covariance_at,
 )
 from gpvi.approximations._neighbor_inducing_rows import NeighborRows, row_moments
-from gpvi.approximations._neighbor_inducing_sites import row_variances
+from gpvi.approximations._neighbor_inducing_sites import (
+    ratios_at_places,
+    row_variances,
+    site_system,
+)
 from gpvi.approximations._new_locations import sample_new
 from gpvi.approximations._per_pattern import per_pattern
 from gpvi.approximations._random import standard_normal
@@ -38,12 +42,15 @@ from gpvi.approximations.moments import Draw, Marginals
 from gpvi.approximations.posterior import Posterior
 from gpvi.approximations.sites import Sites
 from gpvi.approximations.sparse_inverse_posterior import SparseInversePosterior
-from gpvi.exceptions import InputError, UnsupportedError
+from gpvi.exceptions import InputError, NumericalError, UnsupportedError
 
 if TYPE_CHECKING:
     from gpvi.approximations.neighbor_inducing_prior import NeighborInducingPrior
 
 __all__ = ["NeighborInducingPosterior"]
+
+# Variances that are off by more than this factor are worth a warning.
+_FAR = 1.25
 
 # New inputs whose neighbours and weights are held at once.
 _CHUNK = 50_000
@@ -81,6 +88,56 @@ class NeighborInducingPosterior(Posterior):
         if self.prior.objective == "swsgp":
             return self._averaged
         return self.inner.kl()
+
+    def variance_ratios(self) -> Tensor:
+        """Variances over the exact ones of the same prior and sites, at a few inducing values.
+
+        Costs a few rough solves by conjugate gradients at each of up to eight: those where an incomplete
+        factor would show that it is a bad one, and some that are spread over the inducing points.
+
+        Returns
+        -------
+        Tensor, shape [*b, n]
+            Ones where the factor is exact; in double precision, off the graph.
+
+        Raises
+        ------
+        UnsupportedError
+            For a free-form q, and independent inducing values: there is nothing to compare with.
+        """
+        if self.free or self.prior.inner.family != "sic":
+            raise UnsupportedError(
+                "Only a posterior on sites, of family 'sic', is meant to have the variances of prior times "
+                "sites."
+            )
+        system = site_system(self.prior, self.sites)
+        return ratios_at_places(
+            self.prior.inner, system, self.inner.factor, self.inner._norms[0].detach()
+        )
+
+    def accuracy_remarks(self) -> tuple[str, ...]:
+        """Whether variances are far from the exact ones of the same prior and sites.
+
+        Returns
+        -------
+        tuple of str
+            At most one sentence.
+        """
+        if self.free or self.prior.inner.family != "sic":
+            return ()
+        try:
+            ratios = self.variance_ratios()
+        except NumericalError:
+            # The mean has been solved for more exactly than that: rounding, and no news.
+            return ()
+        low, high = float(ratios.min()), float(ratios.max())
+        if low > 1.0 / _FAR and high < _FAR:
+            return ()
+        return (
+            f"Posterior variances of the inducing values are crude: at {ratios.shape[-1]} that were checked "
+            f"they are {low:.2f} to {high:.2f} times the exact ones of the same neighbours. Means are "
+            "exact. Use more neighbours, a rougher kernel, or approximation='inducing'.",
+        )
 
     @cached_property
     def _averaged(self) -> Tensor:
