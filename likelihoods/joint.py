@@ -14,7 +14,6 @@ from gpvi.exceptions import InputError, NumericalError, UnsupportedError
 from gpvi.likelihoods.base import Likelihood
 from gpvi.likelihoods.gaussian import ClosedFormGaussian
 from gpvi.likelihoods.moments import aligned, drop_leading_ones
-from gpvi.likelihoods.poisson import PoissonLikelihood
 from gpvi.likelihoods.student_t import ClosedFormStudentT
 from gpvi.linalg.quadrature import floored_variance, uniform_rule
 
@@ -38,7 +37,8 @@ def observation_covariance(
               \mathrm{E}[\mathrm{Var}(y_i \mid f_i)], \qquad g_i(f) = \mathrm{E}[y_i \mid f]
 
     for f ~ N(mean, covariance). With Gaussian and Student-t noise the first part is the covariance
-    of f itself, with Poisson counts and the log link :math:`\mu_i \mu_j (e^{C_{ij}} - 1)`.
+    of f itself, with means proportional to :math:`e^f` (counts with the log link, survival times)
+    it is :math:`\mu_i \mu_j (e^{C_{ij}} - 1)` for the means :math:`\mu` of y.
     Otherwise it is Mehler's series
 
     .. math:: \sum_{k \ge 1} a_{ik} a_{jk} \rho_{ij}^k, \qquad a_{ik} =
@@ -97,7 +97,7 @@ def observation_covariance(
     covariance = 0.5 * (covariance + covariance.mT)
     if isinstance(likelihood, ClosedFormGaussian | ClosedFormStudentT):
         shared = covariance
-    elif isinstance(likelihood, PoissonLikelihood) and likelihood.link == "log":
+    elif likelihood.has_exponential_mean:
         shared = centre.unsqueeze(-1) * centre.unsqueeze(-2) * torch.expm1(covariance)
     else:
         shared = _series(likelihood, mean, covariance, rows).to(total)

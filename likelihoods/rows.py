@@ -23,6 +23,7 @@ __all__ = [
 _REQUIREMENTS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "weights": ("non-negative", lambda values: values >= 0),
     "exposure": ("positive", lambda values: values > 0),
+    "trials": ("at least 1", lambda values: values >= 1),
     "noise": ("non-negative (a variance)", lambda values: values >= 0),
 }
 

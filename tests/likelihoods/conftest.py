@@ -13,11 +13,14 @@ from torch import Tensor
 
 from gpvi.likelihoods import (
     BernoulliLikelihood,
+    BinomialLikelihood,
     GaussianLikelihood,
     Likelihood,
     LinearReadoutLikelihood,
+    NegativeBinomialLikelihood,
     PoissonLikelihood,
     StudentTLikelihood,
+    ZeroInflatedLikelihood,
     as_likelihood,
 )
 
@@ -97,6 +100,7 @@ LABELS = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0], dtype=torch.float64)
 COUNTS = torch.tensor([0.0, 3.0, 1.0, 7.0, 2.0], dtype=torch.float64)
 UNIT = torch.tensor([0.1, 0.5, 0.9, 0.3, 0.7], dtype=torch.float64)
 EXPOSURE = torch.tensor([0.5, 1.0, 2.0, 4.0, 1.5], dtype=torch.float64)
+TRIALS = torch.tensor([3.0, 1.0, 7.0, 20.0, 2.0], dtype=torch.float64)
 NOISE = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.05], dtype=torch.float64)
 TASKS = torch.stack([REAL, LABELS, UNIT], dim=-1)
 PAIRS = torch.stack([COUNTS, COUNTS.flip(0)], dim=-1)
@@ -111,6 +115,44 @@ CASES: dict[str, Case] = {
     "poisson": Case(PoissonLikelihood, COUNTS, {"exposure": EXPOSURE}, impossible=-1.0),
     "poisson_softplus": Case(
         lambda: PoissonLikelihood(link="softplus"),
+        COUNTS,
+        {"exposure": EXPOSURE},
+        tolerance=1e-6,
+        impossible=-1.0,
+    ),
+    "negative_binomial": Case(
+        NegativeBinomialLikelihood,
+        COUNTS,
+        {"exposure": EXPOSURE},
+        tolerance=1e-6,
+        impossible=-1.0,
+    ),
+    "negative_binomial_softplus": Case(
+        lambda: NegativeBinomialLikelihood(dispersion=0.01, link="softplus"),
+        COUNTS,
+        {"exposure": EXPOSURE},
+        tolerance=1e-6,
+        impossible=-1.0,
+    ),
+    "binomial_logit": Case(
+        BinomialLikelihood, LABELS, {"trials": TRIALS}, tolerance=1e-5, impossible=-1.0
+    ),
+    "binomial_probit": Case(
+        lambda: BinomialLikelihood(link="probit"),
+        LABELS,
+        {"trials": TRIALS},
+        tolerance=1e-5,
+        impossible=2.0,
+    ),
+    "zero_inflated_poisson": Case(
+        lambda: ZeroInflatedLikelihood(PoissonLikelihood(), 0.3),
+        COUNTS,
+        {"exposure": EXPOSURE},
+        tolerance=1e-7,
+        impossible=-1.0,
+    ),
+    "zero_inflated_negative_binomial": Case(
+        lambda: ZeroInflatedLikelihood(NegativeBinomialLikelihood()),
         COUNTS,
         {"exposure": EXPOSURE},
         tolerance=1e-6,
