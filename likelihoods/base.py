@@ -295,9 +295,9 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         InputError
             For levels outside (0, 1).
         UnsupportedError
-            If there are several latents, or the distribution function is not known.
+            If the distribution function is not known, or is one of several outputs.
         """
-        if self.num_latents > 1:
+        if self.num_latents > 1 and type(self)._predict_quantiles is Likelihood._predict_quantiles:
             name = type(self).__name__
             raise UnsupportedError(f"{name} has several latents: use predict_mean_var instead.")
         extras = self._unweighted(rows, mean, mean.shape[-1])

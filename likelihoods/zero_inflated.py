@@ -28,9 +28,9 @@ class ZeroInflatedLikelihood(Likelihood):
     row extras (exposure, trials) are those of the base. The mean is :math:`(1 - \pi)` times its mean.
 
     Not log-concave: given a zero, the base's rate may be anything. Expectations of zeros are quadrature
-    (a uniform rule) of :math:`\log(\pi + (1 - \pi) P_{\text{base}}(0 \mid f))`, which never overflows; those of positive
-    counts, and predictive densities, quantiles and moments, are the base's, in closed form wherever it
-    has one.
+    (by a uniform rule) of :math:`\log(\pi + (1 - \pi) P_{\text{base}}(0 \mid f))`, which never
+    overflows; those of positive counts, and predictive densities, quantiles and moments, are the base's,
+    in closed form wherever it has one.
 
     Parameters
     ----------

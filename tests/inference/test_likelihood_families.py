@@ -20,10 +20,19 @@ from gpvi.approximations import (
 from gpvi.inference import cvi, fit
 from gpvi.kernels import parse_kernel
 from gpvi.likelihoods import (
+    BetaLikelihood,
     BinomialLikelihood,
+    CensoredGaussianLikelihood,
+    ExponentialLikelihood,
+    GammaLikelihood,
+    LaplaceLikelihood,
     Likelihood,
+    LogNormalLikelihood,
     NegativeBinomialLikelihood,
+    OrdinalLikelihood,
     PoissonLikelihood,
+    QuantileLikelihood,
+    WeibullLikelihood,
     ZeroInflatedLikelihood,
     sample_observations,
 )
@@ -31,6 +40,7 @@ from gpvi.likelihoods import (
 NUM_ROWS = 40
 X = torch.linspace(0, 1, NUM_ROWS, dtype=torch.float64)[:, None]
 CYCLE = torch.arange(NUM_ROWS).remainder(4).double()
+CENSORED = (CYCLE == 1).double() - (CYCLE == 3).double()
 BASIS = torch.linspace(0, 1, 12, dtype=torch.float64)[:, None]
 
 APPROXIMATIONS: dict[str, Callable[[], Approximation]] = {
@@ -64,6 +74,15 @@ FAMILIES = {
     "zero_inflated_negative_binomial": Family(
         lambda: zero_inflated(NegativeBinomialLikelihood()), {"exposure": CYCLE + 1}
     ),
+    "log_normal": Family(LogNormalLikelihood, {"censored": CENSORED}, "times"),
+    "gamma": Family(GammaLikelihood, {"censored": CENSORED}, "times"),
+    "exponential": Family(ExponentialLikelihood, {"censored": CENSORED}, "times"),
+    "weibull": Family(WeibullLikelihood, {"censored": CENSORED}, "times"),
+    "censored_gaussian": Family(CensoredGaussianLikelihood, {"censored": CENSORED}, "reals"),
+    "laplace": Family(LaplaceLikelihood, hard="reals"),
+    "quantile": Family(lambda: QuantileLikelihood(0.8), hard="reals"),
+    "beta": Family(BetaLikelihood, hard="proportions"),
+    "ordinal": Family(lambda: OrdinalLikelihood(4, [0.0, 1.0, 1.5]), hard="classes"),
 }
 
 
@@ -104,6 +123,8 @@ def test_every_prior_takes_every_family(name: str, approximation: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_parameters_are_learned(name: str) -> None:
     family = FAMILIES[name]
+    if not list(family.build().parameters()):
+        pytest.skip("has none")
     y, likelihood = generated(family), family.build()
     before = [parameter.detach().clone() for parameter in likelihood.parameters()]
     start = cvi(Exact().prior(process(), X), likelihood, y, **family.rows).objective
@@ -118,6 +139,14 @@ def hard_targets(kind: str, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     size = torch.rand(NUM_ROWS, generator=generator, dtype=torch.float64)
     rare = torch.rand(NUM_ROWS, generator=generator, dtype=torch.float64) < 0.2
+    if kind == "times":
+        return (30 * (size - 0.5)).exp()
+    if kind == "classes":
+        return 3.0 * rare
+    if kind == "reals":
+        return torch.where(rare, 1e4 * (size - 0.5), size)
+    if kind == "proportions":
+        return torch.where(rare, 1e-12 * size, 1 - 1e-12 * size)
     return torch.where(rare, 1000 * size, 0.0).round()
 
 

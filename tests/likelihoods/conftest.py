@@ -13,13 +13,24 @@ from torch import Tensor
 
 from gpvi.likelihoods import (
     BernoulliLikelihood,
+    BetaLikelihood,
     BinomialLikelihood,
+    CensoredGaussianLikelihood,
+    ExponentialLikelihood,
+    GammaLikelihood,
     GaussianLikelihood,
+    HeteroscedasticGaussianLikelihood,
+    HeteroscedasticStudentTLikelihood,
+    LaplaceLikelihood,
     Likelihood,
     LinearReadoutLikelihood,
+    LogNormalLikelihood,
     NegativeBinomialLikelihood,
+    OrdinalLikelihood,
     PoissonLikelihood,
+    QuantileLikelihood,
     StudentTLikelihood,
+    WeibullLikelihood,
     ZeroInflatedLikelihood,
     as_likelihood,
 )
@@ -101,6 +112,8 @@ COUNTS = torch.tensor([0.0, 3.0, 1.0, 7.0, 2.0], dtype=torch.float64)
 UNIT = torch.tensor([0.1, 0.5, 0.9, 0.3, 0.7], dtype=torch.float64)
 EXPOSURE = torch.tensor([0.5, 1.0, 2.0, 4.0, 1.5], dtype=torch.float64)
 TRIALS = torch.tensor([3.0, 1.0, 7.0, 20.0, 2.0], dtype=torch.float64)
+TIMES = torch.tensor([0.3, 1.2, 0.05, 4.0, 2.5], dtype=torch.float64)
+CENSORED = torch.tensor([0.0, 1.0, 0.0, -1.0, 1.0], dtype=torch.float64)
 NOISE = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.05], dtype=torch.float64)
 TASKS = torch.stack([REAL, LABELS, UNIT], dim=-1)
 PAIRS = torch.stack([COUNTS, COUNTS.flip(0)], dim=-1)
@@ -159,6 +172,33 @@ CASES: dict[str, Case] = {
         impossible=-1.0,
     ),
     "student_t": Case(lambda: StudentTLikelihood(scale=0.4), REAL),
+    "gamma": Case(
+        lambda: GammaLikelihood(1.7), TIMES, {"censored": CENSORED}, tolerance=1e-8, impossible=0.0
+    ),
+    "exponential": Case(
+        ExponentialLikelihood, TIMES, {"censored": CENSORED}, tolerance=1e-8, impossible=-2.0
+    ),
+    "weibull": Case(
+        lambda: WeibullLikelihood(1.5),
+        TIMES,
+        {"censored": CENSORED},
+        tolerance=1e-8,
+        impossible=0.0,
+    ),
+    "log_normal": Case(
+        LogNormalLikelihood, TIMES, {"censored": CENSORED}, tolerance=1e-8, impossible=-1.0
+    ),
+    "censored_gaussian": Case(
+        lambda: CensoredGaussianLikelihood(0.2), REAL, {"censored": CENSORED}, tolerance=1e-8
+    ),
+    "laplace": Case(lambda: LaplaceLikelihood(0.5), REAL, tolerance=1e-4),
+    "quantile": Case(lambda: QuantileLikelihood(0.8, 0.2), REAL, tolerance=1e-4),
+    "beta": Case(BetaLikelihood, UNIT, tolerance=1e-5, impossible=1.0),
+    "ordinal": Case(
+        lambda: OrdinalLikelihood(4), COUNTS.clamp(max=3), tolerance=1e-6, impossible=4.0
+    ),
+    "heteroscedastic_gaussian": Case(HeteroscedasticGaussianLikelihood, REAL),
+    "heteroscedastic_student_t": Case(HeteroscedasticStudentTLikelihood, REAL),
     "wrapped_gaussian": Case(
         lambda: wrapped(gpytorch.likelihoods.GaussianLikelihood()), REAL, {"noise": NOISE + 0.1}
     ),
