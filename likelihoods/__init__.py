@@ -18,6 +18,7 @@ from gpvi.likelihoods.linear_readout import LinearReadoutLikelihood
 from gpvi.likelihoods.negative_binomial import NegativeBinomialLikelihood
 from gpvi.likelihoods.ordinal import OrdinalLikelihood
 from gpvi.likelihoods.poisson import PoissonLikelihood
+from gpvi.likelihoods.robust_max import RobustMaxLikelihood
 from gpvi.likelihoods.sampling import sample_observations
 from gpvi.likelihoods.slopes import expectation_slopes
 from gpvi.likelihoods.student_t import StudentTLikelihood
@@ -42,6 +43,7 @@ __all__ = [
     "OrdinalLikelihood",
     "PoissonLikelihood",
     "QuantileLikelihood",
+    "RobustMaxLikelihood",
     "StudentTLikelihood",
     "WeibullLikelihood",
     "ZeroInflatedLikelihood",

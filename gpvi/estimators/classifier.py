@@ -16,7 +16,7 @@ from gpvi.estimators.reporting import LeaveOneOutClasses, leave_one_out_classes
 from gpvi.estimators.targets import class_labels, own_type, scored_weights
 from gpvi.estimators.validation import own_errors
 from gpvi.exceptions import InputError
-from gpvi.likelihoods import BernoulliLikelihood, OrdinalLikelihood
+from gpvi.likelihoods import BernoulliLikelihood, OrdinalLikelihood, RobustMaxLikelihood
 
 __all__ = ["GPClassifier"]
 
@@ -42,10 +42,11 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
         frame. A kernel given as a string is multiplied by a Hamming kernel over them.
     mean : {"constant", "zero"} or gpytorch mean
         Prior mean of the latent functions.
-    likelihood : {"auto", "probit", "logit", "softmax", "ordinal"} or a likelihood
-        "auto" is "probit" for two classes and "softmax" for more. "ordinal" takes three or more classes to be
-        in the order of ``classes_``, which is that of numbers or the alphabet: one latent function for all,
-        and learned cut points. An object, of gpvi or GPyTorch, is copied; its classes are coded 0, 1, ...
+    likelihood : {"auto", "probit", "logit", "softmax", "robust_max", "ordinal"} or a likelihood
+        "auto" is "probit" for two classes and "softmax" for more. "robust_max" is for three or more classes
+        with labels that may be wrong, "ordinal" for those in the order of ``classes_``, which is that of
+        numbers or the alphabet: one latent function for all, and learned cut points. An object, of gpvi or
+        GPyTorch, is copied; its classes are coded 0, 1, ...
     approximation : str or Approximation
         "auto" is exact up to 1,170 rows (fewer for more than two classes). More rows: neighbours ("sic", a
         sparse inverse Cholesky factor) in at most three columns with a Matern kernel, else inducing points.
@@ -291,8 +292,12 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
         count = len(self.classes_)
         softmax = {"softmax": lambda _: _softmax(count)}
         if count > 2:
-            ordinal = {"ordinal": lambda _: OrdinalLikelihood(count)}
-            return {"auto": softmax["softmax"], **softmax, **ordinal}
+            return {
+                "auto": softmax["softmax"],
+                **softmax,
+                "robust_max": lambda _: RobustMaxLikelihood(count),
+                "ordinal": lambda _: OrdinalLikelihood(count),
+            }
         return {
             "auto": lambda _: BernoulliLikelihood(),
             "probit": lambda _: BernoulliLikelihood(),

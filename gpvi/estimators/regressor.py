@@ -20,6 +20,7 @@ from gpvi.likelihoods import (
     StudentTLikelihood,
     WeibullLikelihood,
 )
+from gpvi.likelihoods.moments import is_discrete
 
 __all__ = ["GPRegressor", "gaussian", "student_t"]
 
@@ -139,12 +140,13 @@ class GPRegressor(RegressorMixin, RegressionEstimator):
 
     @property
     def _standardizes_targets(self) -> bool:
-        """Whether targets are real numbers, of which f is a location."""
+        """Whether targets are real numbers, not positive ones or proportions."""
         if isinstance(self.likelihood, Likelihood):
             latents = self.likelihood.num_latents
             shape = (2,) if latents == 1 else (2, latents)
             conditional = self.likelihood.forward(torch.zeros(shape, dtype=torch.float64))
-            return conditional.support is constraints.real
+            # Counts are refused as standardised: whoever means them says standardize=False.
+            return is_discrete(conditional) or conditional.support is constraints.real
         return not isinstance(self.likelihood, str) or self.likelihood not in _OTHER_SCALES
 
     # The mixin's knows nothing of targets that are not observed.

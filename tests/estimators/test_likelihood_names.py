@@ -308,3 +308,18 @@ class TestOrdinal:
             GPClassifier(likelihood="ordinal").fit(X, self.GRADES > 1)
         with pytest.raises(UnsupportedError, match="5 classes"):
             GPClassifier(likelihood=OrdinalLikelihood(5)).fit(X, self.GRADES)
+
+
+def test_robust_max_sees_through_wrong_labels(tmp_path: Path) -> None:
+    truth = np.digitize(WAVE, [-0.5, 0.5])
+    labels = truth.copy()
+    labels[::10] = (labels[::10] + 1) % 3
+    options: dict[str, Any] = {"random_state": 0, "max_iter": 30}
+    robust = GPClassifier(likelihood="robust_max", **options).fit(X, labels)
+    assert np.mean(robust.predict(X) == truth) > 0.9
+    assert 0.03 < robust.likelihood_.label_noise.item() < 0.25
+    assert np.allclose(robust.predict_proba(X).sum(1), 1)
+    assert np.isfinite(robust.leave_one_out().log_density).all()
+    robust.save(tmp_path / "model.gpvi")
+    loaded = GPClassifier.load(tmp_path / "model.gpvi")
+    assert np.array_equal(loaded.predict_proba(X), robust.predict_proba(X))

@@ -29,6 +29,7 @@ from gpvi.likelihoods import (
     OrdinalLikelihood,
     PoissonLikelihood,
     QuantileLikelihood,
+    RobustMaxLikelihood,
     StudentTLikelihood,
     WeibullLikelihood,
     ZeroInflatedLikelihood,
@@ -199,6 +200,12 @@ CASES: dict[str, Case] = {
     ),
     "heteroscedastic_gaussian": Case(HeteroscedasticGaussianLikelihood, REAL),
     "heteroscedastic_student_t": Case(HeteroscedasticStudentTLikelihood, REAL),
+    "robust_max": Case(
+        lambda: RobustMaxLikelihood(NUM_LATENTS, 0.1),
+        COUNTS.clamp(max=2),
+        impossible=3.0,
+        is_smooth=False,
+    ),
     "wrapped_gaussian": Case(
         lambda: wrapped(gpytorch.likelihoods.GaussianLikelihood()), REAL, {"noise": NOISE + 0.1}
     ),
