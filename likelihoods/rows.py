@@ -21,8 +21,10 @@ __all__ = [
 ]
 
 _REQUIREMENTS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "censored": ("0, 1 or -1", lambda values: (values == 0) | (values.abs() == 1)),
     "weights": ("non-negative", lambda values: values >= 0),
     "exposure": ("positive", lambda values: values > 0),
+    "trials": ("at least 1", lambda values: values >= 1),
     "noise": ("non-negative (a variance)", lambda values: values >= 0),
 }
 

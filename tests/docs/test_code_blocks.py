@@ -19,6 +19,7 @@ PAGES = (
     "README.md",
     "docs/quickstart.md",
     "docs/choosing.md",
+    "docs/likelihoods.md",
     "docs/state_space.md",
     "docs/sparse_inverse.md",
     "docs/sparse_family.md",

@@ -30,9 +30,9 @@ TARGETS = {
     "counts": ["poisson", "zeros", "large", "fractions"],
 }
 LIKELIHOODS = {
-    "regressor": ["auto", "auto", "gaussian", "student_t"],
+    "regressor": ["auto", "auto", "gaussian", "student_t", "laplace", "censored_gaussian"],
     "classifier": ["auto", "auto", "logit", "softmax"],
-    "counts": ["auto", "poisson"],
+    "counts": ["auto", "poisson", "negative_binomial", "zero_inflated_poisson"],
 }
 KERNELS = [
     "matern52", "matern52", "matern12", "rbf", "linear", "rational_quadratic", "periodic",
