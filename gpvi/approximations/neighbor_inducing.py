@@ -4,7 +4,7 @@ M inducing points carry q; every row is conditioned on the H of them that are ne
 inducing value on its H nearest earlier ones. The cost is :math:`O((N + M) H^3)`, so that M can be large,
 up to all rows, and a training step on minibatches of rows and of inducing points looks at the ancestors
 of these alone. The divergence counts every inducing value once: what is maximised is a lower bound of the
-evidence of one consistent model (up to ancestors that variances miss, with very few neighbours). With all
+evidence of one consistent model (with all ancestors in the variances; see ``ancestors``). With all
 rows as inducing points that model is :class:`SparseInverseCholesky`.
 
 References

@@ -6,8 +6,10 @@ each given its earlier neighbours. B rows and B' inducing points drawn uniformly
 .. math:: \frac NB \sum_{n \in \text{rows}} E_q \log p(y_n \mid f_n)
           - \frac M{B'} \sum_{j \in \text{inducing}} \mathrm{kl}_j ,
 
-an unbiased estimate of the bound. Terms ask only for ancestors of the inducing values in question, three
-generations back, so that parameters of q are gathered there and a step costs the same for any M.
+an unbiased estimate of the bound. Terms ask only for ancestors of the inducing values in question, all of
+them or three generations back, and parameters of q are gathered there. The price is that of these
+ancestors; besides, a step fills one table of M numbers. Rows near each other share ancestors, of which there
+are hardly more for larger M; scattered ones do not, until each of the B rows has its own.
 
 References
 ----------
@@ -45,7 +47,7 @@ __all__ = ["FreeForm", "NeighborInducingBatch"]
 #: Maps places [K] to means [*b, K] and columns [*b, K, k + 1] of the factor of q.
 FreeForm = Callable[[Tensor], tuple[Tensor, Tensor]]
 
-# Ancestors that variances look at: neighbours and their neighbours.
+# Ancestors that variances look at unless all count: neighbours and their neighbours.
 _GENERATIONS = 2
 
 

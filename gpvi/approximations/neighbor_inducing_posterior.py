@@ -3,7 +3,8 @@ r"""The posterior of :class:`NeighborInducing`: :math:`q(u) = N(\nu, (VV^\top)^{
 The mean solves the prior precision plus the sites' by conjugate gradients, to rounding. The factor V is the
 incomplete Cholesky factor of the same matrix, so that the divergence comes from the two factors and every
 inducing value counts once; the log partition is the lower bound that goes with it. All is exact where
-patterns hold all earlier inducing points. Variances use ancestors up to three generations back.
+patterns hold all earlier inducing points. Whatever V is, q is one Gaussian, and variances and divergence are
+exactly its own if they go through all ancestors; from three generations of them they are nearly so.
 
 References
 ----------

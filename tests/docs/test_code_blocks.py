@@ -26,7 +26,6 @@ PAGES = (
     "docs/coreset.md",
     "docs/neighbor_inducing.md",
     "docs/orthogonal.md",
-    "docs/spherical.md",
     "docs/troubleshooting.md",
 )
 
