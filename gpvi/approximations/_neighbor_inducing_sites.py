@@ -193,10 +193,10 @@ def ratios_at_places(
     ratios = []
     with torch.no_grad():
         for position in product(*(range(size) for size in batch)):
-            *tensors, values = (part[position] for part in whole)
+            columns, precision, factor, near, values = (part[position] for part in whole)
             pattern = inner.pattern(position_in(inner.lead, position))
             rows = SparseRows(system.rows.at(position), inner.num_basis)
-            ratios.append(variance_ratios(pattern, *tensors, rows, values))
+            ratios.append(variance_ratios(pattern, columns, precision, factor, near, rows, values))
     most = max(len(part) for part in ratios)
     padded = [torch.nn.functional.pad(part, (0, most - len(part)), value=1.0) for part in ratios]
     return torch.stack(padded).reshape(*batch, most)

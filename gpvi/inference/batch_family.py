@@ -37,6 +37,7 @@ from gpvi.approximations import (
     Sites,
 )
 from gpvi.approximations._gather import take_rows
+from gpvi.approximations.neighbor_inducing_plan import NeighborInducingPlan
 from gpvi.approximations.sparse_inverse_posterior import SparseInversePosterior
 from gpvi.approximations.sparse_inverse_prior import SparseInversePrior
 from gpvi.inference.batch_neighbors import BatchNeighbors
@@ -237,7 +238,9 @@ class FreeFamily:
             assert isinstance(q, SparseInversePosterior)
             return q.rows(index)
         x = problem.x.index_select(-2, index)
-        prior = problem.approximation.prior(problem.gp, x, plan=self.neighbors.plan.at(x))
+        plan = self.neighbors.plan
+        assert isinstance(plan, NeighborInducingPlan)
+        prior = problem.approximation.prior(problem.gp, x, plan=plan.at(x))
         assert isinstance(prior, NeighborInducingPrior) and self._generator is not None
         inner, device = prior.inner, self._generator.device
         drawn = torch.randint(

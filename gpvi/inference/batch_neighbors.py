@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gpvi.approximations import NeighborInducingPrior, Plan
 from gpvi.approximations.neighbor_geometry import NeighborGeometry
+from gpvi.approximations.neighbor_inducing_plan import NeighborInducingPlan
 from gpvi.approximations.sparse_inverse import SparseInversePlan
 from gpvi.inference.parameters import ParameterVector
 from gpvi.inference.problem import FitProblem
@@ -103,7 +104,9 @@ class BatchNeighbors:
             return False
         today = [parameter.detach().clone() for parameter in self._parameters]
         self._set(found)
-        self._adopt(self.plan.anew())
+        plan = self.plan
+        assert isinstance(plan, SparseInversePlan | NeighborInducingPlan)
+        self._adopt(plan.anew())
         self._set(today)
         return True
 
