@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpvi.exceptions import UnsupportedError
+
 __all__ = ["log_incomplete_gamma"]
 
 # Below, a probability is computed in the tail's own way.
@@ -65,14 +67,27 @@ class _LogIncompleteGamma(torch.autograd.Function):
             ratio = (log_density - value).exp()
             by_x = gradient * (-ratio if ctx.upper else ratio)
         if ctx.needs_input_grad[0]:
-            with torch.no_grad():
-                k, at = shape.double(), x.double()
-                h = _STEP * k
-                near = _value(k + h, at, ctx.upper) - _value(k - h, at, ctx.upper)
-                far = _value(k + 2 * h, at, ctx.upper) - _value(k - 2 * h, at, ctx.upper)
-                slope = ((8 * near - far) / (12 * h)).to(shape)
-            by_shape = gradient * slope
+            by_shape = gradient * _SlopeByShape.apply(shape, x, ctx.upper)
         return by_shape, by_x, None
+
+
+class _SlopeByShape(torch.autograd.Function):
+    """Differences; as a constant they would make second derivatives wrong without a word."""
+
+    @staticmethod
+    def forward(ctx: Any, shape: Tensor, x: Tensor, upper: bool) -> Tensor:
+        k, at = shape.double(), x.double()
+        h = _STEP * k
+        near = _value(k + h, at, upper) - _value(k - h, at, upper)
+        far = _value(k + 2 * h, at, upper) - _value(k - 2 * h, at, upper)
+        return ((8 * near - far) / (12 * h)).to(shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
+        raise UnsupportedError(
+            "Incomplete gamma functions are differentiable once by the shape; hold it "
+            "(learn_shape=False) for second derivatives."
+        )
 
 
 def _value(shape: Tensor, x: Tensor, upper: bool) -> Tensor:

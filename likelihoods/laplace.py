@@ -37,11 +37,8 @@ class ClosedFormLaplace(Likelihood):
         """Scale s, in dtype and on device of `like`."""
 
     def _log_prob(self, function_samples: Tensor, y: Tensor, **rows: Tensor) -> Tensor:
-        scale, level = self._tilted_scale(function_samples), self._level()
-        u = (y - function_samples) / scale
-        return (
-            math.log(level * (1 - level)) - scale.log() - torch.maximum(level * u, (level - 1) * u)
-        )
+        scale = self._tilted_scale(function_samples)
+        return AsymmetricLaplace(function_samples, scale, self._level()).log_prob(y)
 
     def _variational_expectations(
         self, y: Tensor, mean: Tensor, variance: Tensor, **rows: Tensor

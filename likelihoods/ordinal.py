@@ -10,6 +10,7 @@ from torch import Tensor
 from gpvi.exceptions import InputError
 from gpvi.likelihoods.base import Likelihood
 from gpvi.likelihoods.distributions import OrderedCategorical
+from gpvi.likelihoods.rows import refuse_other_classes
 
 __all__ = ["OrdinalLikelihood"]
 
@@ -171,13 +172,7 @@ class OrdinalLikelihood(Likelihood):
         return torch.cat([ends[0], 0.5 * (cuts[1:] + cuts[:-1]), ends[1]])[y.long()]
 
     def _check_targets(self, y: Tensor, observed: Tensor) -> None:
-        known = y[observed]
-        bad = known[(known != known.round()) | (known < 0) | (known >= self.num_classes)]
-        if len(bad):
-            raise InputError(
-                f"{type(self).__name__} needs classes 0, 1, ..., {self.num_classes - 1}, got "
-                f"{bad[0].item()}. Encode the classes in their order first."
-            )
+        refuse_other_classes(y[observed], self.num_classes, type(self).__name__)
 
 
 def _log_between(lower: Tensor, upper: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch.distributions import Categorical
 from gpvi.exceptions import InputError
 from gpvi.likelihoods.base import Likelihood
 from gpvi.likelihoods.parameters import BoundedParameter
+from gpvi.likelihoods.rows import refuse_other_classes
 from gpvi.linalg.quadrature import floored_variance, uniform_rule
 
 __all__ = ["RobustMaxLikelihood"]
@@ -151,10 +152,4 @@ class RobustMaxLikelihood(Likelihood):
         return probabilities, probabilities * (1 - probabilities)
 
     def _check_targets(self, y: Tensor, observed: Tensor) -> None:
-        known = y[observed]
-        bad = known[(known != known.round()) | (known < 0) | (known >= self.num_latents)]
-        if len(bad):
-            raise InputError(
-                f"{type(self).__name__} needs classes 0, 1, ..., {self.num_latents - 1}, got "
-                f"{bad[0].item()}. Encode the classes first."
-            )
+        refuse_other_classes(y[observed], self.num_latents, type(self).__name__)

@@ -17,7 +17,7 @@ from gpvi.approximations._gather import take_last
 from gpvi.approximations._neighbor_inducing_rows import NeighborRows, row_norms
 from gpvi.approximations._per_pattern import Position, per_pattern, position_in
 from gpvi.approximations._site_root import site_root
-from gpvi.approximations._variance_check import variance_ratios
+from gpvi.approximations._variance_check import stacked, variance_ratios
 from gpvi.approximations.sites import Sites
 from gpvi.approximations.sparse_inverse_prior import SparseInversePrior
 from gpvi.exceptions import AccuracyWarning, NumericalError, UnsupportedError
@@ -197,9 +197,7 @@ def ratios_at_places(
             pattern = inner.pattern(position_in(inner.lead, position))
             rows = SparseRows(system.rows.at(position), inner.num_basis)
             ratios.append(variance_ratios(pattern, columns, precision, factor, near, rows, values))
-    most = max(len(part) for part in ratios)
-    padded = [torch.nn.functional.pad(part, (0, most - len(part)), value=1.0) for part in ratios]
-    return torch.stack(padded).reshape(*batch, most)
+    return stacked(ratios, batch)
 
 
 def _from_data(prior: "NeighborInducingPrior", sites: Sites) -> SiteSystem:

@@ -6,9 +6,12 @@ looks largest beside the prior's conditional one and half are spread over the da
 nearly overstate few variances by far, ancestors that are left out understate many.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from gpvi.exceptions import NumericalError
 from gpvi.linalg import NeighborPattern, SparseRows, precision_solve
 
 # Relative error of solutions; variances have its square.
@@ -17,6 +20,9 @@ _TOLERANCE = 0.1
 # Each costs about ten products and solves; fewer where those are dear.
 _MANY, _FEW = 8, 4
 _LARGE = 100_000
+
+# Variances that are off by more than this factor are worth a warning.
+_FAR = 1.25
 
 
 def variance_ratios(
@@ -75,3 +81,53 @@ def variance_ratios(
         )
         exact[number] = solved[place]
     return variance[chosen] / exact
+
+
+def stacked(ratios: list[Tensor], batch: torch.Size) -> Tensor:
+    """Ratios of the entries of a batch side by side, with ones where an entry has fewer.
+
+    Parameters
+    ----------
+    ratios : list of Tensor, shape [n]
+        From :func:`variance_ratios`, by entry of the flat batch.
+    batch : torch.Size
+        Its shape.
+
+    Returns
+    -------
+    Tensor, shape [*b, n]
+        n is that of the entry with the most.
+    """
+    most = max(len(part) for part in ratios)
+    padded = [torch.nn.functional.pad(part, (0, most - len(part)), value=1.0) for part in ratios]
+    return torch.stack(padded).reshape(*batch, most)
+
+
+def crude_variances(find: Callable[[], Tensor], what: str) -> tuple[str, ...]:
+    """Whether variances are far from the exact ones, for ``Posterior.accuracy_remarks``.
+
+    Parameters
+    ----------
+    find : callable
+        Returns the ratios.
+    what : str
+        Whose variances they are.
+
+    Returns
+    -------
+    tuple of str
+        At most one sentence.
+    """
+    try:
+        ratios = find()
+    except NumericalError:
+        # The mean has been solved for more exactly than that: rounding, and no news.
+        return ()
+    low, high = float(ratios.min()), float(ratios.max())
+    if low > 1.0 / _FAR and high < _FAR:
+        return ()
+    return (
+        f"Posterior variances of {what} are crude: at {ratios.shape[-1]} locations that were checked they "
+        f"are {low:.2f} to {high:.2f} times the exact ones of the same neighbours. Means are exact. Use "
+        "more neighbours, a rougher kernel, or approximation='inducing'.",
+    )

@@ -360,9 +360,13 @@ class NeighborInducing(Approximation):
         """The inducing inputs, safe from changes in place."""
         if self.learn:
             return self.points._points(x).clone()
-        if not plan._points:
-            plan._points.append(self.points._points(x).clone())
-        return plan._points[0]
+        z = self.points._points(x)
+        if plan._points:
+            source, version, copy = plan._points[0]
+            if source is z and version == z._version:
+                return copy
+        plan._points[:] = [(z, z._version, z.clone())]
+        return plan._points[0][2]
 
     def _inner(
         self, gp: GaussianProcessLike, z: Tensor, plan: NeighborInducingPlan

@@ -27,8 +27,8 @@ class NeighborInducingPlan(Plan):
 
     _geometry: list[NeighborGeometry] = field(default_factory=list, init=False, repr=False)
     _rows: list[tuple[NeighborRows, Tensor]] = field(default_factory=list, init=False, repr=False)
-    # Inducing inputs that stand still, copied once: a copy of all takes longer than a step on few.
-    _points: list[Tensor] = field(default_factory=list, init=False, repr=False)
+    # Inducing inputs that stand still (them, version, copy): a copy of all takes longer than a step on few.
+    _points: list[tuple[Tensor, int, Tensor]] = field(default_factory=list, init=False, repr=False)
 
     def at(self, x: Tensor) -> "NeighborInducingPlan":
         """The plan of other rows, a minibatch say, with the same order of the inducing points.

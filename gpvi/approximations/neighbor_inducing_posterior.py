@@ -39,19 +39,17 @@ from gpvi.approximations._new_locations import sample_new
 from gpvi.approximations._per_pattern import per_pattern
 from gpvi.approximations._random import standard_normal
 from gpvi.approximations._residual import ResidualDraw, check_residual, zero_safe_sqrt
+from gpvi.approximations._variance_check import crude_variances
 from gpvi.approximations.moments import Draw, Marginals
 from gpvi.approximations.posterior import Posterior
 from gpvi.approximations.sites import Sites
 from gpvi.approximations.sparse_inverse_posterior import SparseInversePosterior
-from gpvi.exceptions import InputError, NumericalError, UnsupportedError
+from gpvi.exceptions import InputError, UnsupportedError
 
 if TYPE_CHECKING:
     from gpvi.approximations.neighbor_inducing_prior import NeighborInducingPrior
 
 __all__ = ["NeighborInducingPosterior"]
-
-# Variances that are off by more than this factor are worth a warning.
-_FAR = 1.25
 
 # New inputs whose neighbours and weights are held at once.
 _CHUNK = 50_000
@@ -126,19 +124,7 @@ class NeighborInducingPosterior(Posterior):
         """
         if self.free or self.prior.inner.family != "sic":
             return ()
-        try:
-            ratios = self.variance_ratios()
-        except NumericalError:
-            # The mean has been solved for more exactly than that: rounding, and no news.
-            return ()
-        low, high = float(ratios.min()), float(ratios.max())
-        if low > 1.0 / _FAR and high < _FAR:
-            return ()
-        return (
-            f"Posterior variances of the inducing values are crude: at {ratios.shape[-1]} that were checked "
-            f"they are {low:.2f} to {high:.2f} times the exact ones of the same neighbours. Means are "
-            "exact. Use more neighbours, a rougher kernel, or approximation='inducing'.",
-        )
+        return crude_variances(self.variance_ratios, "the inducing values")
 
     @cached_property
     def _averaged(self) -> Tensor:

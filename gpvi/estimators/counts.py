@@ -11,7 +11,7 @@ from sklearn.utils import Tags
 from gpvi.estimators.building import LikelihoodBuilder
 from gpvi.estimators.regression import RegressionEstimator
 from gpvi.estimators.targets import scored_weights
-from gpvi.estimators.validation import row_values
+from gpvi.estimators.validation import check_row_names
 from gpvi.exceptions import InputError
 from gpvi.likelihoods import (
     BinomialLikelihood,
@@ -162,10 +162,10 @@ class GPCountRegressor(RegressorMixin, RegressionEstimator):
         assert isinstance(rate, np.ndarray)
         values, known = self._targets(y, len(rate))
         weights = scored_weights(sample_weight, known, name)
-        size = exposure if trials is None else trials
-        exposed = row_values(size, len(values), "exposure or trials", name, positive=True)
+        rows = self._rows(self._given(None, exposure, trials), len(values))
+        check_row_names(self.likelihood_, set(rows), self._model.observation.row_arguments)
         counts, rate = values[known], rate[known]
-        if exposed is not None:
+        for exposed in rows.values():  # no likelihood takes both
             exposed = exposed[known]
             counts, weights = counts / exposed, exposed if weights is None else exposed * weights
         return float(d2_tweedie_score(counts, rate, sample_weight=weights, power=1))

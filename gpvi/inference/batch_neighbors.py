@@ -39,9 +39,9 @@ class BatchNeighbors:
         self._parameters = ParameterVector({"gp": problem.gp}).parameters
         self.last_refresh = (0, 0)
         self._adopt(plan)
-        number = self.geometry.num_locations
-        if not isinstance(plan, SparseInversePlan):  # places are those of inducing points
-            number = problem.num_rows
+        number = problem.num_rows
+        if isinstance(plan, SparseInversePlan):  # otherwise places are those of inducing points
+            number = self.geometry.num_locations
         epoch = math.ceil(number / batch_size)
         period = problem.approximation.refresh_period(problem.gp, problem.x)
         self._period = None if period is None else max(period, epoch)

@@ -87,3 +87,15 @@ def test_rows_at_inducing_inputs_in_batches():
     torch.testing.assert_close(view.marginals().variance, posterior.marginals().variance[rows])
     terms = posterior.inner.kl_places()
     torch.testing.assert_close(view.kl(), 40 * terms[rows].mean())
+
+
+def test_a_plan_notices_inducing_inputs_that_were_moved_in_place():
+    gp, x, _, approximation = small()
+    plan = approximation.plan(x)
+    before = approximation.prior(gp, x, plan=plan).inner.x
+    assert approximation.prior(gp, x[:5], plan=plan.at(x[:5])).inner.x is before
+    with torch.no_grad():
+        approximation.inducing_points.mul_(0.9)
+    after = approximation.prior(gp, x, plan=plan).inner.x
+    assert torch.equal(after, approximation.inducing_points)
+    assert not torch.equal(before, after)

@@ -243,6 +243,15 @@ def test_refusals_of_extras() -> None:
         regressor("beta").fit(X, y)
 
 
+def test_scores_refuse_extras_of_another_likelihood() -> None:
+    x = np.linspace(0.0, 1.0, 20)[:, None]
+    y = np.arange(20) % 4
+    model = GPCountRegressor(max_iter=5).fit(x, y, exposure=np.full(20, 2.0))
+    assert np.isfinite(model.score(x, y, exposure=np.full(20, 2.0)))
+    with pytest.raises(InputError, match="no use for trials"):
+        model.score(x, y, trials=np.full(20, 5.0))
+
+
 def test_objects_of_other_scales_are_not_standardised() -> None:
     y = TIMES["gamma"]
     by_object = regressor(GammaLikelihood()).fit(X, y)

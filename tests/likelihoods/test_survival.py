@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, special, stats
 
-from gpvi.exceptions import InputError
+from gpvi.exceptions import InputError, UnsupportedError
 from gpvi.likelihoods import (
     CensoredGaussianLikelihood,
     ExponentialLikelihood,
@@ -238,3 +238,14 @@ def test_censoring_recovers_what_was_hidden():
         likelihood.log_prob(level.expand_as(f), times.clamp_max(limit)).mean(), level
     )
     assert abs(naive[0].item()) > 0.1
+
+
+def test_second_derivatives_by_the_gamma_shape_are_refused():
+    shape = torch.full((1,), 2.0, dtype=torch.float64, requires_grad=True)
+    x = torch.full((1,), 1.5, dtype=torch.float64, requires_grad=True)
+    value = log_incomplete_gamma(shape, x, True).sum()
+    by_shape, by_x = torch.autograd.grad(value, (shape, x), create_graph=True)
+    # The slope by x is a closed form, which the shape goes through again.
+    assert torch.autograd.grad(by_x.sum(), shape, retain_graph=True)[0].isfinite().all()
+    with pytest.raises(UnsupportedError, match="once by the shape"):
+        torch.autograd.grad(by_shape.sum(), shape)
