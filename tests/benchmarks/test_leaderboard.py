@@ -130,6 +130,17 @@ def test_medians_over_fewer_splits_are_not_compared(board, load):
     assert (standing.peer["peer"], standing.verdict) == ("gpflow-sgpr", "yes")
 
 
+def test_medians_over_different_splits_stand_in_tables_of_their_own(board, load):
+    rows = three(board, "gpflow-sgpr", [(0.6, 2.0)])
+    rows.append(made_up(ladder(board, "gpvi-coreset")[0], 0.1, 1.0))
+    text = load("leaderboard_page").page(summary_of(load, rows), "images/x.svg")
+    section = text[text.index("## Yacht") :]
+    heads = [i for i, line in enumerate(section.splitlines()) if line.startswith("| model")]
+    assert len(heads) == 2
+    assert "GPflow" in section.splitlines()[heads[0] + 2]
+    assert "coreset" in section.splitlines()[heads[1] + 2]
+
+
 def test_failures_are_listed_and_peers_alone_have_no_verdict(board, load):
     rows = three(board, "gpflow-sgpr", [(0.6, 2.0)])
     job = ladder(board, "gpytorch-vnngp")[0]
