@@ -102,12 +102,14 @@ class NeighborInducingPosterior(Posterior):
         Raises
         ------
         UnsupportedError
-            For a free-form q, and independent inducing values: there is nothing to compare with.
+            For a free-form q, a compact posterior and independent inducing values: there is nothing to
+            compare with.
         """
         if self.free or self.prior.inner.family != "sic":
             raise UnsupportedError(
                 "Only a posterior on sites, of family 'sic', is meant to have the variances of prior times "
-                "sites."
+                "sites. What estimators keep for prediction has no sites any more: ask the posterior of "
+                "gpvi.inference.fit or cvi; fits warn by themselves."
             )
         system = site_system(self.prior, self.sites)
         return ratios_at_places(
