@@ -10,6 +10,9 @@ from gpvi.approximations.exact import Exact, ExactPrior
 from gpvi.approximations.exact_posterior import ExactPosterior
 from gpvi.approximations.feature_posterior import FeaturePosterior
 from gpvi.approximations.feature_prior import FeaturePrior
+from gpvi.approximations.full_scale import FullScale
+from gpvi.approximations.full_scale_posterior import FullScalePosterior
+from gpvi.approximations.full_scale_prior import FullScalePrior
 from gpvi.approximations.gaussian_process import GaussianProcess, GaussianProcessLike
 from gpvi.approximations.grouped import GroupedPosterior, GroupedPrior
 from gpvi.approximations.inducing import InducingPoints
@@ -53,6 +56,9 @@ __all__ = [
     "FeaturePosterior",
     "FeaturePrior",
     "FreeForm",
+    "FullScale",
+    "FullScalePosterior",
+    "FullScalePrior",
     "GaussianProcess",
     "GaussianProcessLike",
     "GroupIndex",

@@ -37,8 +37,10 @@ _CHUNK = 50_000
 _BLOCK = 2**24
 
 
-def new_marginals(posterior: "SparseInversePosterior", x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean less that of the prior, and variance, of every new input alone.
+def new_marginals(
+    posterior: "SparseInversePosterior", x: Tensor, shifts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What values at the locations imply at every new input alone, and variances there.
 
     Parameters
     ----------
@@ -46,36 +48,44 @@ def new_marginals(posterior: "SparseInversePosterior", x: Tensor) -> tuple[Tenso
         What predicts.
     x : Tensor, shape [*g, Q, D]
         New inputs.
+    shifts : Tensor, shape [*b, K, M]
+        K sets of values at the locations, less the prior mean, by place.
 
     Returns
     -------
-    shift, variance : Tensor, shape [*b, Q]
+    shifts : Tensor, shape [*b, K, Q]
+        In double precision.
+    variance : Tensor, shape [*b, Q]
         In double precision.
     """
     prior = posterior.prior
     lead = torch.broadcast_shapes(prior.lead, x.shape[:-2])
+    size = max(1, _CHUNK // shifts.shape[-2])
 
-    def moments(position: Position, shift: Tensor, factor: Tensor) -> Tensor:
+    def moments(position: Position, shifts: Tensor, factor: Tensor) -> Tensor:
         pattern = prior.factor_pattern(position_in(prior.lead, position))
         rows = x[position_in(x.shape[:-2], position)]
         if not len(rows):
-            return torch.stack([shift[..., :0], shift[..., :0]])
+            return torch.cat([shifts[..., :0], shifts[..., :1, :0]], -2)
         parts = []
-        for part in rows.split(_CHUNK):
+        for part in rows.split(size):
             index, columns = _columns(prior, position, part, among=False)
             scale = columns[..., -1]
             weights = -columns[..., :-1] / scale.unsqueeze(-1)
-            mean = (weights * shift[..., index.long().clamp_min(0)]).sum(-1)
+            known = shifts[..., index.long().clamp_min(0)]
+            mean = (weights.unsqueeze(-3) * known).sum(-1)
             variance = scale.square().reciprocal() + inverse_norms(pattern, factor, index, weights)
-            parts.append(torch.stack(torch.broadcast_tensors(mean, variance)))
+            parts.append(_stacked(mean, variance.unsqueeze(-2)))
         return torch.cat(parts, -1)
 
-    shift, variance = per_pattern(lead, moments, (posterior.shift, 1), (posterior.factor, 2))
-    return shift, variance
+    both = per_pattern(lead, moments, (shifts, 2), (posterior.factor, 2), trailing=2)
+    return both[..., :-1, :], both[..., -1, :]
 
 
-def joint_moments(posterior: "SparseInversePosterior", x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean less that of the prior, and full covariance, at new inputs.
+def joint_moments(
+    posterior: "SparseInversePosterior", x: Tensor, shifts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What values at the locations imply at new inputs, and the full covariance there.
 
     Parameters
     ----------
@@ -83,22 +93,25 @@ def joint_moments(posterior: "SparseInversePosterior", x: Tensor) -> tuple[Tenso
         What predicts.
     x : Tensor, shape [*g, Q, D]
         New inputs.
+    shifts : Tensor, shape [*b, K, M]
+        K sets of values at the locations, less the prior mean, by place.
 
     Returns
     -------
-    shift : Tensor, shape [*b, Q]
+    shifts : Tensor, shape [*b, K, Q]
         In double precision.
     covariance : Tensor, shape [*b, Q, Q]
         Positive semi-definite by construction.
     """
     prior = posterior.prior
     lead = torch.broadcast_shapes(prior.lead, x.shape[:-2])
+    number = shifts.shape[-2]
 
-    def moments(position: Position, shift: Tensor, factor: Tensor) -> Tensor:
+    def moments(position: Position, shifts: Tensor, factor: Tensor) -> Tensor:
         pattern = prior.factor_pattern(position_in(prior.lead, position))
         rows = x[position_in(x.shape[:-2], position)]
         if not len(rows):
-            return shift.new_zeros(*shift.shape[:-1], 1, 0)
+            return shifts[..., :0]
         order = _order(prior, rows)
         index, columns = _columns(prior, position, rows[order], among=True)
         old, values = _old_part(index, columns, prior.num_basis)
@@ -107,17 +120,20 @@ def joint_moments(posterior: "SparseInversePosterior", x: Tensor) -> tuple[Tenso
         root = torch.linalg.solve_triangular(W.mT, eye, upper=False)
         gram = inverse_gram(pattern, factor, old, values)
         covariance = root @ root.mT + root @ gram @ root.mT
-        pull = -(values * shift[..., old.long().clamp_min(0)]).sum(-1)
-        mean = (root @ pull.unsqueeze(-1)).squeeze(-1)
+        pull = -(values.unsqueeze(-3) * shifts[..., old.long().clamp_min(0)]).sum(-1)
         back = torch.argsort(order)
-        mean, covariance = mean[..., back], covariance[..., back, :][..., back]
-        lead = torch.broadcast_shapes(mean.shape[:-1], covariance.shape[:-2])
-        mean = mean.expand(*lead, -1).unsqueeze(-2)
-        return torch.cat([covariance.expand(*lead, -1, -1), mean], -2)
+        mean = (pull @ root.mT)[..., back]
+        return _stacked(mean, covariance[..., back, :][..., back])
 
-    both = per_pattern(lead, moments, (posterior.shift, 1), (posterior.factor, 2), trailing=2)
-    covariance = both[..., :-1, :]
-    return both[..., -1, :], 0.5 * (covariance + covariance.mT)
+    both = per_pattern(lead, moments, (shifts, 2), (posterior.factor, 2), trailing=2)
+    covariance = both[..., number:, :]
+    return both[..., :number, :], 0.5 * (covariance + covariance.mT)
+
+
+def _stacked(first: Tensor, second: Tensor) -> Tensor:
+    """Rows of two matrices in one, [*b, K1 + K2, Q]."""
+    batch = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2])
+    return torch.cat([part.expand(*batch, *part.shape[-2:]) for part in (first, second)], -2)
 
 
 def sample_new(

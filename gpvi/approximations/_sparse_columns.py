@@ -4,8 +4,9 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
+from gpvi.approximations._left_over import LeftOverProcess, pair_covariance
 from gpvi.approximations.gaussian_process import GaussianProcessLike
-from gpvi.approximations.neighbor_geometry import kernel_of, pair_covariance
+from gpvi.approximations.neighbor_geometry import kernel_of
 from gpvi.kernels import StationaryForm, stationary_form
 from gpvi.linalg import inverse_columns, stationary_inverse_columns
 
@@ -43,6 +44,8 @@ def columns_at(
     Tensor, shape [*k, R, m + 1]
         Own entry last; in double precision whatever the inputs are.
     """
+    if isinstance(gp, LeftOverProcess):
+        return gp.columns(points, neighbors, own, nugget, schedule, noise)
     form = closed_form(gp, points)
     if form is not None:
         wide = points.double()

@@ -25,6 +25,7 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpvi.approximations._lazy import on_graph
+from gpvi.approximations._left_over import LeftOverProcess, pair_covariance
 from gpvi.approximations.gaussian_process import GaussianProcessLike
 from gpvi.approximations.plan import IndexStructure
 from gpvi.exceptions import InputError, UnsupportedError
@@ -287,6 +288,12 @@ def correlation_of(gp: GaussianProcessLike, x: Tensor) -> Callable[[Tensor, Tens
     """Correlations of pairs of rows of x, averaged (in size) over the batch of the process."""
     kernel = kernel_of(gp)
     variance = gp.variance(x)
+
+    def pairs(x1: Tensor, x2: Tensor) -> Tensor:
+        if isinstance(gp, LeftOverProcess):
+            return gp.pair_covariance(x1, x2)
+        return pair_covariance(kernel, x1, x2)
+
     none = ~(variance > 0.0)
     if bool(none.any()):
         row = none.reshape(-1, len(x)).any(0)
@@ -298,20 +305,11 @@ def correlation_of(gp: GaussianProcessLike, x: Tensor) -> Callable[[Tensor, Tens
     deviation = variance.sqrt()
 
     def correlation(first: Tensor, second: Tensor) -> Tensor:
-        covariance = pair_covariance(kernel, x[first], x[second])
+        covariance = pairs(x[first], x[second])
         size = (covariance / (deviation[..., first] * deviation[..., second])).abs()
         return size.reshape(-1, size.shape[-1]).mean(0)
 
     return correlation
-
-
-def pair_covariance(kernel: Kernel, x1: Tensor, x2: Tensor) -> Tensor:
-    """Covariance of row p of x1 [P, D] with row p of x2, shape [*b, P]."""
-    batch = kernel.batch_shape
-    # One dim more than the values have, so that GPyTorch cannot take them for a matrix.
-    lead = (1,) * (len(batch) + 1)
-    values = kernel(x1.reshape(*lead, *x1.shape), x2.reshape(*lead, *x2.shape), diag=True)
-    return values.squeeze(0).expand(*batch, x1.shape[0])
 
 
 class _OneSet(NamedTuple):

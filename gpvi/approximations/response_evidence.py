@@ -22,7 +22,7 @@ from gpvi.approximations.gaussian_process import GaussianProcessLike
 from gpvi.approximations.neighbor_geometry import NeighborGeometry
 from gpvi.linalg import row_log_densities, row_log_evidence
 
-__all__ = ["response_evidence"]
+__all__ = ["merged_responses", "response_evidence"]
 
 _LOG_2PI = math.log(2.0 * math.pi)
 
@@ -62,7 +62,7 @@ def response_evidence(
     M, N = len(first), x.shape[-2]
     points = take_rows(x, first)
     residuals = y - gp.mean(x)
-    responses, variances, constant = _merge(residuals, noise, first, place, M, N)
+    responses, variances, constant = merged_responses(residuals, noise, first, place, M, N)
     if places is None:
         own = torch.arange(M, dtype=torch.int32, device=x.device)
         neighbors, schedule = pattern.neighbors, pattern.schedule
@@ -72,10 +72,31 @@ def response_evidence(
     return total * (M / len(own)) + constant
 
 
-def _merge(
+def merged_responses(
     y: Tensor, noise: Tensor, first: Tensor, place: Tensor, M: int, N: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One response per place with its noise variance, and what is left of the log density."""
+    """One response per place with its noise variance, and what is left of the log density.
+
+    Parameters
+    ----------
+    y : Tensor, shape [*b, N]
+        Residuals of the responses.
+    noise : Tensor, scalar or shape [*b, N]
+        Noise variances.
+    first : Tensor of int64, shape [M]
+        The row that stands for every place.
+    place : Tensor of int64, shape [N]
+        Place of every row.
+    M, N : int
+        Places and rows.
+
+    Returns
+    -------
+    responses, variances : Tensor, shape [*b, M]
+        Precision-weighted means and their noise variances (a scalar stays one).
+    constant : Tensor, shape [*b]
+        Log density of the rows less that of the responses.
+    """
     if M == N:
         variances = noise if noise.dim() == 0 else noise[..., first]
         return y[..., first], variances, y.new_zeros(())

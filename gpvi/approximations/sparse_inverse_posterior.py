@@ -181,12 +181,13 @@ class SparseInversePosterior(Posterior):
         _check_finite(x)
         mean = self.prior.gp.mean(x)
         if joint:
-            shift, covariance = joint_moments(self, x)
+            shifts, covariance = joint_moments(self, x, self.shift.unsqueeze(-2))
+            shift = shifts[..., 0, :]
             lead = torch.broadcast_shapes(mean.shape[:-1], covariance.shape[:-2])
             mean = (mean + shift.to(mean)).expand(*lead, -1)
             return joint_normal(mean, covariance.to(mean).expand(*lead, -1, -1))
-        shift, variance = new_marginals(self, x)
-        mean = mean + shift.to(mean)
+        shifts, variance = new_marginals(self, x, self.shift.unsqueeze(-2))
+        mean = mean + shifts[..., 0, :].to(mean)
         return Marginals(mean, variance.to(mean).expand_as(mean))
 
     def rsample(

@@ -20,6 +20,7 @@ from gpvi.approximations import (
     Approximation,
     Coreset,
     Exact,
+    FullScale,
     InducingPoints,
     InterDomain,
     NeighborInducing,
@@ -55,6 +56,10 @@ _DEFAULT_CORESET = 100
 
 # Neighbours make many inducing points cheap.
 _DEFAULT_NEIGHBOR_INDUCING = 2_000
+
+# Inducing points that neighbours take the rest of, and neighbours: every row has features of all points.
+_DEFAULT_FULL_SCALE = 100
+_FULL_SCALE_NEIGHBORS = 20
 
 # Units of a spherical basis.
 _DEFAULT_UNITS = 128
@@ -95,6 +100,12 @@ def _orthogonal(number: int | None, kernel: Kernel) -> Approximation:
     return Orthogonal(InducingPoints(number - half), InducingPoints(half), q="block")
 
 
+def _full_scale(number: int | None, kernel: Kernel) -> Approximation:
+    near = "euclidean" if falls_with_distance(kernel) else "correlation"
+    rest = SparseInverseCholesky(_FULL_SCALE_NEIGHBORS, neighbors=near)
+    return FullScale(InducingPoints(number or _DEFAULT_FULL_SCALE), rest)
+
+
 # What num_inducing counts: inducing points, pseudo-points, units, both blocks together.
 _WITH_POINTS: Mapping[str, Callable[[int | None, Kernel], Approximation]] = MappingProxyType(
     {
@@ -103,6 +114,7 @@ _WITH_POINTS: Mapping[str, Callable[[int | None, Kernel], Approximation]] = Mapp
         "neighbor_inducing": _neighbor_inducing,
         "spherical": _spherical,
         "orthogonal": _orthogonal,
+        "full_scale": _full_scale,
     }
 )
 
@@ -142,7 +154,7 @@ def choose(
     ----------
     spec : str or Approximation
         "auto", "exact", "state_space", "sic", "inducing", "coreset", "neighbor_inducing", "spherical",
-        "orthogonal"; an object is copied.
+        "orthogonal", "full_scale"; an object is copied.
     kernel : gpytorch.kernels.Kernel
         Over the inputs.
     num_features : int

@@ -56,8 +56,9 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
         of X.
     num_inducing : int, optional
         Size of the basis: inducing points of "inducing" (512 if left out), "neighbor_inducing" (2,000) and of
-        both blocks of "orthogonal" (512), pseudo-points of "coreset" (100), units of "spherical" (128, for
-        kernels such as "arc_cosine" and "zonal_matern52"). Fewer if the data hold fewer distinct rows.
+        both blocks of "orthogonal" (512), of "full_scale" (100, with 20 neighbours), pseudo-points of
+        "coreset" (100), units of "spherical" (128, for kernels such as "arc_cosine" and "zonal_matern52").
+        Fewer if the data hold fewer distinct rows.
     standardize : bool
         Standardise X internally.
     hyperparameters : dict, optional

@@ -55,8 +55,9 @@ class GPCountRegressor(RegressorMixin, RegressionEstimator):
         object is copied; inducing inputs that it holds are in the units of X.
     num_inducing : int, optional
         Size of the basis: inducing points of "inducing" (512 if left out), "neighbor_inducing" (2,000) and of
-        both blocks of "orthogonal" (512), pseudo-points of "coreset" (100), units of "spherical" (128, for
-        kernels such as "arc_cosine" and "zonal_matern52"). Fewer if the data hold fewer distinct rows.
+        both blocks of "orthogonal" (512), of "full_scale" (100, with 20 neighbours), pseudo-points of
+        "coreset" (100), units of "spherical" (128, for kernels such as "arc_cosine" and "zonal_matern52").
+        Fewer if the data hold fewer distinct rows.
     standardize : bool
         Standardise X internally; counts stay as they are.
     hyperparameters : dict, optional

@@ -69,8 +69,9 @@ class GPRegressor(RegressorMixin, RegressionEstimator):
         holds are in the units of X.
     num_inducing : int, optional
         Size of the basis: inducing points of "inducing" (512 if left out), "neighbor_inducing" (2,000) and of
-        both blocks of "orthogonal" (512), pseudo-points of "coreset" (100), units of "spherical" (128, for
-        kernels such as "arc_cosine" and "zonal_matern52"). Fewer if the data hold fewer distinct rows.
+        both blocks of "orthogonal" (512), of "full_scale" (100, with 20 neighbours), pseudo-points of
+        "coreset" (100), units of "spherical" (128, for kernels such as "arc_cosine" and "zonal_matern52").
+        Fewer if the data hold fewer distinct rows.
     standardize : bool
         Standardise X and y internally; everything reported is in the units of the data. Positive numbers
         and proportions stay as they are.

@@ -23,6 +23,7 @@ import gpvi.inference
 import gpvi.kernels
 import gpvi.likelihoods
 from gpvi.approximations import (
+    _left_over,
     _neighbor_inducing_rows,
     _neighbor_inducing_sites,
     _orthogonal_basis,
@@ -69,6 +70,7 @@ _FAMILIES: tuple[tuple[types.ModuleType, tuple[type, ...]], ...] = (
     (features, (object,)),
     (_neighbor_inducing_rows, (object,)),
     (_neighbor_inducing_sites, (object,)),
+    (_left_over, (object,)),
     (_orthogonal_basis, (object,)),
     (_orthogonal_gaussian, (object,)),
     (_orthogonal_prior, (object,)),

@@ -17,6 +17,7 @@ from torch import Tensor
 from gpvi.approximations import (
     Approximation,
     Exact,
+    FullScale,
     GaussianProcess,
     InducingPoints,
     Plan,
@@ -151,6 +152,12 @@ def orthogonal(dtype: torch.dtype) -> Orthogonal:
     return Orthogonal(first, InducingPoints(inducing_points=second))
 
 
+def full_scale(dtype: torch.dtype) -> FullScale:
+    """Inducing points, and more neighbours than rows for what they leave."""
+    nugget = 1e-10 if dtype == torch.float64 else 1e-6
+    return FullScale(inducing_points()(dtype), SparseInverseCholesky(12, nugget=nugget))
+
+
 ENTRIES = {
     "exact": Entry(lambda dtype: Exact(), matern, dense, lowest_precision=-0.05),
     "white": Entry(
@@ -169,6 +176,15 @@ ENTRIES = {
         matern,
         dense,
         lowest_precision=-0.05,
+    ),
+    "full-scale": Entry(
+        full_scale,
+        matern,
+        dense,
+        lowest_precision=-0.05,
+        # Function values, behind those at inducing inputs: tests of its own.
+        basis_is_function=False,
+        has_paths=False,
     ),
     # Its points hold all rows of every variant, so that its family holds every posterior.
     "coreset": Entry(
