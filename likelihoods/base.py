@@ -61,6 +61,8 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         Whether log p(y | f) is concave in f for every y.
     target_dims : int
         Dimensions of one target: 0 for a number, 1 for a vector of outputs.
+    has_exponential_mean : bool
+        Whether E[y | f] is proportional to exp(f).
 
     References
     ----------
@@ -72,6 +74,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
     row_arguments: frozenset[str] = frozenset({"weights"})
     is_log_concave: bool = False
     target_dims: int = 0
+    has_exponential_mean: bool = False
 
     def __init__(self, num_nodes: int = 20) -> None:
         super().__init__()
@@ -223,8 +226,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
             Broadcasts to the shape of y, differentiable in parameters; None if not Gaussian.
         """
         y = y if y.is_floating_point() else y.double()
-        extras = self._unweighted(rows, y, y.shape[-1 - self.target_dims])
-        return self._gaussian_noise(y, **extras)
+        return self._gaussian_noise(y, **self._unweighted(rows, y, y.shape[-1 - self.target_dims]))
 
     def check_targets(self, y: Tensor, **rows: Tensor) -> None:
         """Raise for impossible targets and row extras; fits call this once, before they start.
@@ -293,9 +295,9 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         InputError
             For levels outside (0, 1).
         UnsupportedError
-            If there are several latents, or the distribution function is not known.
+            If the distribution function is not known, or is one of several outputs.
         """
-        if self.num_latents > 1:
+        if self.num_latents > 1 and type(self)._predict_quantiles is Likelihood._predict_quantiles:
             name = type(self).__name__
             raise UnsupportedError(f"{name} has several latents: use predict_mean_var instead.")
         extras = self._unweighted(rows, mean, mean.shape[-1])

@@ -12,14 +12,17 @@ from torch import Tensor
 
 from gpvi.exceptions import InputError, NumericalError, UnsupportedError
 from gpvi.likelihoods.base import Likelihood
+from gpvi.likelihoods.censored_normal import CensoredGaussianLikelihood
 from gpvi.likelihoods.gaussian import ClosedFormGaussian
+from gpvi.likelihoods.laplace import ClosedFormLaplace
 from gpvi.likelihoods.moments import aligned, drop_leading_ones
-from gpvi.likelihoods.poisson import PoissonLikelihood
 from gpvi.likelihoods.student_t import ClosedFormStudentT
 from gpvi.linalg.quadrature import floored_variance, uniform_rule
 
 __all__ = ["observation_covariance"]
 
+# Noise about f, whose distribution does not depend on f.
+_SHIFTED = (ClosedFormGaussian, ClosedFormStudentT, ClosedFormLaplace, CensoredGaussianLikelihood)
 # The rule reaches beyond the standard normal because Hermite polynomials grow; its step resolves
 # their oscillations up to this many terms.
 _STEP, _HALF_WIDTH, _MAX_TERMS = 0.125, 12.0, 256
@@ -37,8 +40,9 @@ def observation_covariance(
     .. math:: \mathrm{Cov}(y_i, y_j) = \mathrm{Cov}(g_i(f_i), g_j(f_j)) + \delta_{ij}
               \mathrm{E}[\mathrm{Var}(y_i \mid f_i)], \qquad g_i(f) = \mathrm{E}[y_i \mid f]
 
-    for f ~ N(mean, covariance). With Gaussian and Student-t noise the first part is the covariance
-    of f itself, with Poisson counts and the log link :math:`\mu_i \mu_j (e^{C_{ij}} - 1)`.
+    for f ~ N(mean, covariance). With noise about f (Gaussian, Student-t, Laplace) the first part is
+    the covariance of f itself, with means proportional to :math:`e^f` (counts with the log link,
+    survival times) it is :math:`\mu_i \mu_j (e^{C_{ij}} - 1)` for the means :math:`\mu` of y.
     Otherwise it is Mehler's series
 
     .. math:: \sum_{k \ge 1} a_{ik} a_{jk} \rho_{ij}^k, \qquad a_{ik} =
@@ -95,9 +99,9 @@ def observation_covariance(
     variance = covariance.diagonal(dim1=-1, dim2=-2)
     centre, total = likelihood.predict_mean_var(mean, variance, **rows)
     covariance = 0.5 * (covariance + covariance.mT)
-    if isinstance(likelihood, ClosedFormGaussian | ClosedFormStudentT):
+    if isinstance(likelihood, _SHIFTED):
         shared = covariance
-    elif isinstance(likelihood, PoissonLikelihood) and likelihood.link == "log":
+    elif likelihood.has_exponential_mean:
         shared = centre.unsqueeze(-1) * centre.unsqueeze(-2) * torch.expm1(covariance)
     else:
         shared = _series(likelihood, mean, covariance, rows).to(total)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch import distributions as td
 
 from gpvi.exceptions import InputError, UnsupportedError
+from gpvi.likelihoods.distributions import OrderedCategorical
 
 __all__ = [
     "aligned",
@@ -148,7 +149,8 @@ def mean_and_variance(distribution: td.Distribution) -> tuple[Tensor, Tensor]:
     Returns
     -------
     mean, variance : Tensor
-        `[*b]`. For a categorical distribution `[*b, C]`, the moments of the one-hot coded label.
+        `[*b]`. For a categorical distribution without order `[*b, C]`, the moments of the one-hot
+        coded label.
 
     Examples
     --------
@@ -156,7 +158,8 @@ def mean_and_variance(distribution: td.Distribution) -> tuple[Tensor, Tensor]:
     >>> mean_and_variance(td.Bernoulli(probs=torch.tensor(0.5)))
     (tensor(0.5000), tensor(0.2500))
     """
-    if isinstance(distribution, td.Categorical):
+    ordered = isinstance(distribution, OrderedCategorical)
+    if isinstance(distribution, td.Categorical) and not ordered:
         return distribution.probs, distribution.probs * (1 - distribution.probs)
     return distribution.mean, distribution.variance
 

@@ -1,19 +1,15 @@
 """Counts with a Poisson distribution and an optional exposure."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.distributions import Poisson
 
-from gpvi.exceptions import InputError
-from gpvi.likelihoods.base import Likelihood
-from gpvi.likelihoods.links import inverse_softplus, log_softplus
+from gpvi.likelihoods.counts import CountLikelihood
 
 __all__ = ["PoissonLikelihood"]
 
 
-class PoissonLikelihood(Likelihood):
+class PoissonLikelihood(CountLikelihood):
     r"""Counts, Poisson distributed given f, with exposure.
 
     .. math:: y_n \mid f_n \sim \mathrm{Poisson}(e_n\, \lambda(f_n)), \qquad
@@ -45,13 +41,6 @@ class PoissonLikelihood(Likelihood):
     """
 
     is_log_concave = True
-    row_arguments = frozenset({"weights", "exposure"})
-
-    def __init__(self, link: Literal["log", "softplus"] = "log", num_nodes: int = 20) -> None:
-        super().__init__(num_nodes)
-        if link not in ("log", "softplus"):
-            raise InputError(f'link must be "log" or "softplus", got {link!r}.')
-        self.link = link
 
     def forward(self, function_samples: Tensor, **rows: Tensor) -> Poisson:
         """Return the Poisson distribution of the count given f.
@@ -70,10 +59,6 @@ class PoissonLikelihood(Likelihood):
         """
         extras = self._extras(rows, function_samples, function_samples.shape[-1])
         return Poisson(self._log_rate(function_samples, extras.get("exposure")).exp())
-
-    def _log_rate(self, latent: Tensor, exposure: Tensor | None) -> Tensor:
-        log_rate = latent if self.link == "log" else log_softplus(latent)
-        return log_rate if exposure is None else log_rate + exposure.log()
 
     def _log_prob(self, function_samples: Tensor, y: Tensor, **rows: Tensor) -> Tensor:
         log_rate = self._log_rate(function_samples, rows.get("exposure"))
@@ -103,21 +88,3 @@ class PoissonLikelihood(Likelihood):
             return super()._predict_mean_var(mean, variance, **rows)
         rate = (self._log_rate(mean, rows.get("exposure")) + 0.5 * variance).exp()
         return rate, rate + rate.square() * torch.expm1(variance)
-
-    def _initial_latent(self, y: Tensor, observed: Tensor, **rows: Tensor) -> Tensor:
-        exposure = rows.get("exposure", torch.ones_like(y)).expand(y.shape)
-        weights = observed * rows.get("weights", torch.ones_like(y))
-        counts = (weights * y).sum(-1, keepdim=True)
-        total_exposure = (weights * exposure).sum(-1, keepdim=True)
-        # Half a count more keeps the overall rate positive where every count is zero.
-        overall = (counts + 0.5) / total_exposure.clamp_min(torch.finfo(y.dtype).tiny)
-        rate = 0.5 * (y / exposure + overall)
-        return rate.log() if self.link == "log" else inverse_softplus(rate)
-
-    def _check_targets(self, y: Tensor, observed: Tensor) -> None:
-        negative = y[observed & (y < 0)]
-        if len(negative):
-            raise InputError(
-                f"PoissonLikelihood needs counts of at least 0, got {negative[0].item()}. Remove "
-                "these rows or use a likelihood for real numbers."
-            )

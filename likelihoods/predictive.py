@@ -12,6 +12,7 @@ from torch import Tensor
 from torch import distributions as td
 
 from gpvi.exceptions import NumericalError, UnsupportedError
+from gpvi.likelihoods.distributions import OrderedCategorical, ZeroInflated
 from gpvi.likelihoods.moments import in_support, mean_and_variance
 from gpvi.linalg.quadrature import QuadratureRule, expectation, floored_variance, uniform_rule
 
@@ -64,6 +65,17 @@ def _conditional_cdf(distribution: td.Distribution, value: Tensor) -> Tensor:
         result = _by_scipy(
             scipy.special.betainc, distribution.total_count, count, 1 - distribution.probs
         )
+    elif isinstance(distribution, td.Binomial):
+        failures = distribution.total_count - count + 1
+        inside = _by_scipy(
+            scipy.special.betainc, failures.clamp_min(1), count, 1 - distribution.probs
+        )
+        result = torch.where(failures >= 1, inside, torch.ones_like(inside))
+    elif isinstance(distribution, ZeroInflated):
+        kept = 1 - distribution.inflation
+        result = distribution.inflation + kept * _conditional_cdf(distribution.base, value)
+    elif isinstance(distribution, OrderedCategorical):
+        result = distribution.cdf(value)
     elif isinstance(distribution, td.StudentT):
         standard = (value - distribution.loc) / distribution.scale
         return _by_scipy(scipy.special.stdtr, distribution.df, standard)

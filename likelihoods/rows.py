@@ -17,12 +17,15 @@ __all__ = [
     "check_target_shape",
     "checked_rows",
     "fill_by_mean",
+    "refuse_other_classes",
     "where_missing",
 ]
 
 _REQUIREMENTS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "censored": ("0, 1 or -1", lambda values: (values == 0) | (values.abs() == 1)),
     "weights": ("non-negative", lambda values: values >= 0),
     "exposure": ("positive", lambda values: values > 0),
+    "trials": ("at least 1", lambda values: values >= 1),
     "noise": ("non-negative (a variance)", lambda values: values >= 0),
 }
 
@@ -139,6 +142,31 @@ def check_target_shape(y: Tensor, num_rows: int, target_dims: int, owner: str) -
         raise InputError(
             f"{owner} got targets of shape {tuple(y.shape)} for {num_rows} rows. Pass y with shape "
             f"[*b, N{', P' if target_dims else ''}]; a column [N, 1] must be flattened."
+        )
+
+
+def refuse_other_classes(labels: Tensor, num_classes: int, owner: str) -> None:
+    """Raise for labels that are no class number.
+
+    Parameters
+    ----------
+    labels : Tensor
+        Of observed rows.
+    num_classes : int
+        C; classes are 0, ..., C - 1.
+    owner : str
+        Class name of the likelihood, for the message.
+
+    Raises
+    ------
+    InputError
+        Names the first of them.
+    """
+    bad = labels[(labels != labels.round()) | (labels < 0) | (labels >= num_classes)]
+    if len(bad):
+        raise InputError(
+            f"{owner} needs classes 0, 1, ..., {num_classes - 1}, got {bad[0].item()}. Encode the classes "
+            "first (those of an order in that order)."
         )
 
 

@@ -13,6 +13,7 @@ from torch import distributions as td
 
 from gpvi.exceptions import InputError, NumericalError
 from gpvi.likelihoods.base import Likelihood
+from gpvi.likelihoods.distributions import ZeroInflated
 from gpvi.likelihoods.wrapped_multi import WrappedMultitaskGaussian
 
 __all__ = ["sample_observations"]
@@ -98,6 +99,14 @@ def _draw(distribution: td.Distribution, like: Tensor, generator: Generator) -> 
         return distribution.loc + distribution.scale * _normal(shape, like, generator)
     if type(distribution) is td.Poisson:
         return _poisson(distribution.rate.to(generator.device), generator)
+    if type(distribution) is td.NegativeBinomial:
+        sizes = distribution.total_count.expand(shape)
+        rate = _by_fork(td.Gamma(sizes, 1.0), like.device, generator) * distribution.logits.exp()
+        return _poisson(rate.to(generator.device), generator)
+    if type(distribution) is ZeroInflated:
+        counts = _draw(distribution.base, like, generator)
+        kept = _uniform(shape, like, generator) >= distribution.inflation
+        return torch.where(kept.to(counts.device), counts, 0.0)
     if type(distribution) is td.Bernoulli:
         return torch.bernoulli(distribution.probs.to(generator.device), generator=generator)
     if type(distribution) is td.StudentT:

@@ -12,7 +12,14 @@ from gpvi.exceptions import InputError
 from gpvi.likelihoods.base import Likelihood
 from gpvi.linalg import weighted_median
 
-__all__ = ["ClosedFormStudentT", "StudentTLikelihood"]
+__all__ = [
+    "ClosedFormStudentT",
+    "StudentTLikelihood",
+    "clipped_to_median",
+    "expected_log_student_t",
+    "scale_mixture",
+    "student_t_log_density",
+]
 
 # Spacing and range, in log t, of the uniform rule for E[log(1 + a)]; accurate to about 1e-11.
 _LOG_RULE = (0.4, -28.0, 4.0)
@@ -57,27 +64,12 @@ class ClosedFormStudentT(Likelihood):
 
     def _log_prob(self, function_samples: Tensor, y: Tensor, **rows: Tensor) -> Tensor:
         nu, scale = self._parameters_like(function_samples)
-        distance = ((y - function_samples) / scale).square() / nu
-        return _log_constant(nu, scale) - 0.5 * (nu + 1) * distance.log1p()
+        return student_t_log_density(y - function_samples, nu, scale)
 
     def _variational_expectations(
         self, y: Tensor, mean: Tensor, variance: Tensor, **rows: Tensor
     ) -> Tensor:
-        nu, scale = self._parameters_like(mean)
-        width = nu * scale.square()
-        squared_residual, relative = (y - mean).square() / width, variance / width
-        step, first, last = _LOG_RULE
-        log_t = torch.arange(first, last, step, dtype=mean.dtype, device=mean.device)
-        t = log_t.exp().reshape(-1, *[1] * max(y.dim(), mean.dim(), variance.dim(), nu.dim()))
-        # -log E[exp(-a t)]; relative variances below zero are rounding, never as low as -1/(2t).
-        spread = 2 * t * relative
-        damping = t * squared_residual / (1 + spread) + 0.5 * spread.log1p()
-        inside = (-torch.expm1(-damping) * (-t).exp()).sum(0)
-        # Left of the rule the integrand is t E[a], and the rest of the sum a geometric series. The
-        # logarithm matters only for residuals of a million scales, where it keeps the rest bounded.
-        share = math.exp(first) * step / math.expm1(step)
-        rest = ((squared_residual + relative) * share).log1p()
-        return _log_constant(nu, scale) - 0.5 * (nu + 1) * (step * inside + rest)
+        return expected_log_student_t(y - mean, variance, *self._parameters_like(mean))
 
     def _predict_mean_var(
         self, mean: Tensor, variance: Tensor, **rows: Tensor
@@ -91,25 +83,12 @@ class ClosedFormStudentT(Likelihood):
         self, value: Tensor, mean: Tensor, variance: Tensor, **rows: Tensor
     ) -> Tensor:
         nu, scale = self._parameters_like(mean)
-        half = 0.5 * nu
-        step, first, last = _MIXTURE_RULE
-        z = torch.arange(first, last, step, dtype=mean.dtype, device=mean.device)
-        z = z.reshape(-1, *[1] * value.dim())
-        log_tau = half.digamma() - half.log() + torch.polygamma(1, half).sqrt() * z
-        weights = torch.softmax(half * (log_tau - log_tau.exp()), dim=0)
+        log_tau, log_weights = scale_mixture(nu, value.dim())
         deviation = (variance + scale.square() * (-log_tau).exp()).sqrt()
-        return (weights * torch.special.ndtr((value - mean) / deviation)).sum(0)
+        return (log_weights.exp() * torch.special.ndtr((value - mean) / deviation)).sum(0)
 
     def _initial_latent(self, y: Tensor, observed: Tensor, **rows: Tensor) -> Tensor:
-        # Outliers start at three robust standard deviations from the median.
-        known, weights = (
-            torch.where(observed, y, torch.full_like(y, float("nan"))),
-            rows.get("weights"),
-        )
-        median = weighted_median(known, weights).nan_to_num().unsqueeze(-1)
-        deviation = weighted_median((known - median).abs(), weights).nan_to_num().unsqueeze(-1)
-        reach = 3 * 1.4826 * torch.where(deviation > 0, deviation, float("inf"))
-        return torch.minimum(torch.maximum(y, median - reach), median + reach)
+        return clipped_to_median(y, observed, rows.get("weights"))
 
 
 class StudentTLikelihood(ClosedFormStudentT):
@@ -222,3 +201,108 @@ def _log_constant(nu: Tensor, scale: Tensor) -> Tensor:
         - 0.5 * (nu * math.pi).log()
         - scale.log()
     )
+
+
+def student_t_log_density(residual: Tensor, nu: Tensor, scale: Tensor) -> Tensor:
+    """Log density of Student-t noise.
+
+    Parameters
+    ----------
+    residual : Tensor
+        Of the observation from f.
+    nu, scale : Tensor
+        Degrees of freedom and scale, which broadcast.
+
+    Returns
+    -------
+    Tensor
+        Broadcast shape.
+    """
+    distance = (residual / scale).square() / nu
+    return _log_constant(nu, scale) - 0.5 * (nu + 1) * distance.log1p()
+
+
+def expected_log_student_t(residual: Tensor, variance: Tensor, nu: Tensor, scale: Tensor) -> Tensor:
+    """Expectation of `student_t_log_density` over a Gaussian f.
+
+    Parameters
+    ----------
+    residual : Tensor
+        Of the observation from the mean of f.
+    variance : Tensor
+        Of f.
+    nu, scale : Tensor
+        Degrees of freedom and scale, which broadcast.
+
+    Returns
+    -------
+    Tensor
+        Broadcast shape, accurate to about 1e-11.
+    """
+    width = nu * scale.square()
+    squared_residual, relative = residual.square() / width, variance / width
+    step, first, last = _LOG_RULE
+    log_t = torch.arange(first, last, step, dtype=residual.dtype, device=residual.device)
+    t = log_t.exp().reshape(-1, *[1] * max(squared_residual.dim(), relative.dim()))
+    # -log E[exp(-a t)]; relative variances below zero are rounding, never as low as -1/(2t).
+    spread = 2 * t * relative
+    damping = t * squared_residual / (1 + spread) + 0.5 * spread.log1p()
+    inside = (-torch.expm1(-damping) * (-t).exp()).sum(0)
+    # Left of the rule the integrand is t E[a], and the rest of the sum a geometric series. The
+    # logarithm matters only for residuals of a million scales, where it keeps the rest bounded.
+    share = math.exp(first) * step / math.expm1(step)
+    rest = ((squared_residual + relative) * share).log1p()
+    return _log_constant(nu, scale) - 0.5 * (nu + 1) * (step * inside + rest)
+
+
+def scale_mixture(nu: Tensor, dims: int) -> tuple[Tensor, Tensor]:
+    r"""Nodes of the scale mixture :math:`y \mid \tau \sim N(f, s^2/\tau)` of a Student-t variable.
+
+    Parameters
+    ----------
+    nu : Tensor
+        Degrees of freedom.
+    dims : int
+        Dimensions of what the nodes lead.
+
+    Returns
+    -------
+    log_tau, log_weights : Tensor
+        Logarithms of the precisions, and of their normalised weights, `[K, ...]`.
+    """
+    half = 0.5 * nu
+    step, first, last = _MIXTURE_RULE
+    z = torch.arange(first, last, step, dtype=nu.dtype, device=nu.device)
+    z = z.reshape(-1, *[1] * dims)
+    log_tau = half.digamma() - half.log() + torch.polygamma(1, half).sqrt() * z
+    return log_tau, torch.log_softmax(half * (log_tau - log_tau.exp()), dim=0)
+
+
+def clipped_to_median(y: Tensor, observed: Tensor, weights: Tensor | None) -> Tensor:
+    """Targets with outliers moved to three robust standard deviations from the median.
+
+    Parameters
+    ----------
+    y : Tensor
+        `[*b, N]`.
+    observed : Tensor
+        Boolean, same shape.
+    weights : Tensor, optional
+        Of the rows.
+
+    Returns
+    -------
+    Tensor
+        `[*b, N]`.
+
+    Examples
+    --------
+    >>> y = torch.tensor([-1.0, 0.0, 1.0, 50.0])
+    >>> clipped_to_median(y, torch.ones(4, dtype=torch.bool), None).max() < 10
+    tensor(True)
+    """
+    known = torch.where(observed, y, torch.full_like(y, float("nan")))
+    median = weighted_median(known, weights).nan_to_num().unsqueeze(-1)
+    deviation = weighted_median((known - median).abs(), weights).nan_to_num().unsqueeze(-1)
+    reach = 3 * 1.4826 * torch.where(deviation > 0, deviation, float("inf"))
+    return torch.minimum(torch.maximum(y, median - reach), median + reach)

@@ -17,8 +17,9 @@ from gpvi.approximations.inducing_prior import InducingPosterior, InducingPrior
 from gpvi.approximations.inter_domain import InterDomain
 from gpvi.approximations.inter_domain_features import InterDomainFeatures
 from gpvi.approximations.moments import Draw, Marginals
-from gpvi.approximations.neighbor_inducing import NeighborInducing, NeighborInducingPlan
+from gpvi.approximations.neighbor_inducing import NeighborInducing
 from gpvi.approximations.neighbor_inducing_batch import FreeForm, NeighborInducingBatch
+from gpvi.approximations.neighbor_inducing_plan import NeighborInducingPlan
 from gpvi.approximations.neighbor_inducing_posterior import NeighborInducingPosterior
 from gpvi.approximations.neighbor_inducing_prior import NeighborInducingPrior
 from gpvi.approximations.orthogonal import Orthogonal

@@ -178,9 +178,14 @@ def row_moments(inner: SparseInversePrior, x: Tensor, rows: NeighborRows) -> Ten
 
 
 def row_norms(
-    pattern: NeighborPattern, factor: Tensor, index: Tensor, values: Tensor, exact: Tensor
+    pattern: NeighborPattern,
+    factor: Tensor,
+    index: Tensor,
+    values: Tensor,
+    exact: Tensor,
+    complete: bool,
 ) -> Tensor:
-    """``|V^-1 r_n|^2`` of sparse columns r_n, on their nearest ancestors.
+    """``|V^-1 r_n|^2`` of sparse columns r_n.
 
     Parameters
     ----------
@@ -193,15 +198,17 @@ def row_norms(
     values : Tensor, shape [*b, N, H]
         These entries.
     exact : Tensor of bool, shape [N]
-        Unit columns, whose ancestors count from their neighbours, as in the divergence.
+        Unit columns, whose nearest ancestors count from their neighbours, as in the divergence.
+    complete : bool
+        Whether to go through all ancestors, and not the nearest.
 
     Returns
     -------
     Tensor, shape [*b, N]
         Variances.
     """
-    if not bool(exact.any()):
-        return inverse_norms(pattern, factor, index, values)
+    if complete or not bool(exact.any()):
+        return inverse_norms(pattern, factor, index, values, complete=complete)
     place = index[:, 0].clamp_min(0)
     unit, slot = behind_neighbors(pattern.neighbors[place.long()], place)
     width = max(unit.shape[-1], index.shape[-1])
@@ -237,31 +244,33 @@ def _one_set(
     """Neighbours [N, width], rows that are an inducing value, and the order of one data set."""
     own = position_in(inner.lead, position)
     entry = flat(inner.lead, own)
-    first = inner.geometry.first[entry][inner.geometry.real[entry]]
-    known = take_rows(inner.x[own].detach(), first)
-    number = min(width, len(known))
+    z, first = inner.x[own].detach(), inner.geometry.first[entry]
+    if len(inner.geometry.first) > 1:  # only several sets are padded
+        first = first[inner.geometry.real[entry]]
+    number = min(width, len(first))
     scaled = inner.geometry.scaled(rows)
     if not len(rows):
         empty = torch.zeros(0, dtype=torch.int32, device=rows.device)
         return empty.reshape(0, width), empty.bool(), empty
     with torch.no_grad():
         if inner.options.neighbors == "correlation":
-            index = _most_correlated(inner, known, rows, number, False)
+            index = _most_correlated(inner, take_rows(z, first), rows, number, False)
         else:
-            index = inner.geometry.search(entry, known).nearest(scaled, number)
+            search = inner.geometry.search(entry, lambda: take_rows(z, first))
+            index = search.nearest(scaled, number)
     index = index.to(device=rows.device, dtype=torch.int32)
     index = torch.nn.functional.pad(index, (0, width - index.shape[-1]), value=-1)
     exact = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     if merge:
-        index, exact = _merge(index, known, rows)
+        index, exact = _merge(index, z, first, rows)
     return index, exact, spatial_order(scaled).to(torch.int32)
 
 
-def _merge(index: Tensor, known: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _merge(index: Tensor, z: Tensor, first: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Leave rows at an inducing input nothing but that."""
     same = torch.stack(
         [
-            (known[column.long().clamp_min(0)] == rows).all(-1) & (column >= 0)
+            (z[first[column.long().clamp_min(0)]] == rows).all(-1) & (column >= 0)
             for column in index.unbind(-1)
         ],
         -1,

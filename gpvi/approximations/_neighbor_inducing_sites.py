@@ -6,6 +6,7 @@ weights as the columns of A. Sites on the basis add a diagonal, or a matrix.
 """
 
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ from gpvi.approximations._gather import take_last
 from gpvi.approximations._neighbor_inducing_rows import NeighborRows, row_norms
 from gpvi.approximations._per_pattern import Position, per_pattern, position_in
 from gpvi.approximations._site_root import site_root
+from gpvi.approximations._variance_check import stacked, variance_ratios
 from gpvi.approximations.sites import Sites
 from gpvi.approximations.sparse_inverse_prior import SparseInversePrior
 from gpvi.exceptions import AccuracyWarning, NumericalError, UnsupportedError
@@ -154,9 +156,48 @@ def row_variances(inner: SparseInversePrior, rows: NeighborRows, V: Tensor, R: T
     def norms(position: Position, V: Tensor, R: Tensor) -> Tensor:
         pattern = inner.factor_pattern(position_in(inner.lead, position))
         exact = rows.exact[position_in(rows.lead, position)]
-        return row_norms(pattern, V, rows.at(position), R, exact)
+        return row_norms(pattern, V, rows.at(position), R, exact, inner.complete)
 
     return per_pattern(rows.lead, norms, (V, 2), (R, 2))
+
+
+def ratios_at_places(
+    inner: SparseInversePrior, system: SiteSystem, factor: Tensor, variance: Tensor
+) -> Tensor:
+    """Variances of some inducing values over those of the precision itself.
+
+    Parameters
+    ----------
+    inner : SparseInversePrior
+        Prior of the inducing values.
+    system : SiteSystem
+        What sites add.
+    factor : Tensor, shape [*b, M, k + 1]
+        V.
+    variance : Tensor, shape [*b, M]
+        What V says.
+
+    Returns
+    -------
+    Tensor, shape [*b, n]
+        Ones where V is exact, off the graph.
+    """
+    parts = (inner.columns, system.precision, factor, variance, system.values)
+    core = (2, 1, 2, 1, 2)
+    batch = torch.broadcast_shapes(
+        *(p.shape[: p.dim() - c] for p, c in zip(parts, core, strict=True))
+    )
+    whole = [
+        p.detach().expand(*batch, *p.shape[p.dim() - c :]) for p, c in zip(parts, core, strict=True)
+    ]
+    ratios = []
+    with torch.no_grad():
+        for position in product(*(range(size) for size in batch)):
+            columns, precision, factor, near, values = (part[position] for part in whole)
+            pattern = inner.pattern(position_in(inner.lead, position))
+            rows = SparseRows(system.rows.at(position), inner.num_basis)
+            ratios.append(variance_ratios(pattern, columns, precision, factor, near, rows, values))
+    return stacked(ratios, batch)
 
 
 def _from_data(prior: "NeighborInducingPrior", sites: Sites) -> SiteSystem:

@@ -200,7 +200,7 @@ def _neighbors(
         if prior.options.neighbors == "correlation":
             index = _most_correlated(prior, known, rows, number, among)
         else:
-            search, new = prior.geometry.search(entry, known), prior.geometry.scaled(rows)
+            search, new = prior.geometry.search(entry, lambda: known), prior.geometry.scaled(rows)
             index = search.nearest(new, min(number, len(known)))
             if among and len(rows) > 1:
                 old = prior.geometry.scaled(known)

@@ -166,15 +166,15 @@ class NeighborGeometry(IndexStructure):
     def _searches(self) -> dict[int, NeighborSearch]:
         return {}
 
-    def search(self, entry: int, known: Tensor) -> NeighborSearch:
+    def search(self, entry: int, known: Callable[[], Tensor]) -> NeighborSearch:
         """What finds the nearest locations of a data set; kept for the next question.
 
         Parameters
         ----------
         entry : int
             Number of the data set.
-        known : Tensor, shape [K, D]
-            Its locations in their order, padding left out.
+        known : callable
+            Gives its locations in their order, shape [K, D], padding left out; asked at first only.
 
         Returns
         -------
@@ -183,7 +183,7 @@ class NeighborGeometry(IndexStructure):
         """
         kept = self._searches
         if entry not in kept:
-            kept[entry] = NeighborSearch(self.scaled(known))
+            kept[entry] = NeighborSearch(self.scaled(known()))
         return kept[entry]
 
     def scaled(self, x: Tensor) -> Tensor:

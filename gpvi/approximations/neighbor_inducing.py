@@ -4,7 +4,7 @@ M inducing points carry q; every row is conditioned on the H of them that are ne
 inducing value on its H nearest earlier ones. The cost is :math:`O((N + M) H^3)`, so that M can be large,
 up to all rows, and a training step on minibatches of rows and of inducing points looks at the ancestors
 of these alone. The divergence counts every inducing value once: what is maximised is a lower bound of the
-evidence of one consistent model (up to ancestors that variances miss, with very few neighbours). With all
+evidence of one consistent model (with all ancestors in the variances; see ``ancestors``). With all
 rows as inducing points that model is :class:`SparseInverseCholesky`.
 
 References
@@ -17,7 +17,7 @@ Cholesky approximation for latent Gaussian processes via double Kullback-Leibler
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from numbers import Integral, Real
 
 import torch
@@ -36,6 +36,7 @@ from gpvi.approximations.neighbor_geometry import (
     kernel_of,
     scale_change,
 )
+from gpvi.approximations.neighbor_inducing_plan import NeighborInducingPlan
 from gpvi.approximations.neighbor_inducing_prior import NeighborInducingPrior
 from gpvi.approximations.plan import Plan
 from gpvi.approximations.sparse_inverse_prior import SparseInversePrior
@@ -43,73 +44,20 @@ from gpvi.exceptions import InputError
 from gpvi.kernels import stationary_form
 from gpvi.linalg import maximin_order, merge_duplicates
 
-__all__ = ["NeighborInducing", "NeighborInducingPlan"]
+__all__ = ["NeighborInducing"]
 
 _SELECTIONS = ("maximin", "kmeans++", "random")
 _FAMILIES = ("sic", "diagonal")
 _OBJECTIVES = ("elbo", "swsgp")
+_ANCESTORS = ("auto", "all", "near")
+
+# Inducing points up to which variances take all ancestors by default.
+_MANY = 2_000
 
 # Neighbours are found anew once ratios of lengthscales have changed by more than this, in logs.
 _REFRESH_CHANGE = 0.05
 
 _NUGGET = {torch.float64: 1e-8, torch.float32: 1e-6}
-
-
-@dataclass(frozen=True, eq=False)
-class NeighborInducingPlan(Plan):
-    """Order of the inducing points and nearest ones of every row, found when the first prior asks.
-
-    Parameters
-    ----------
-    num_rows : int
-        Rows N that it was made for.
-    groups : GroupIndex, optional
-        Index of flat groups.
-    observed : Tensor of bool, shape [*g, N], optional
-        Of padded inputs.
-    """
-
-    _geometry: list[NeighborGeometry] = field(default_factory=list, init=False, repr=False)
-    _rows: list[tuple[NeighborRows, Tensor]] = field(default_factory=list, init=False, repr=False)
-
-    def at(self, x: Tensor) -> "NeighborInducingPlan":
-        """The plan of other rows, a minibatch say, with the same order of the inducing points.
-
-        Parameters
-        ----------
-        x : Tensor, shape [*g, B, D]
-            Inputs.
-
-        Returns
-        -------
-        NeighborInducingPlan
-            Shares what has been found, or will be, of the inducing points.
-        """
-        plan = NeighborInducingPlan(x.shape[-2])
-        # One list for both: whoever asks first finds the order for the other.
-        object.__setattr__(plan, "_geometry", self._geometry)
-        return plan
-
-    def anew(self) -> "NeighborInducingPlan":
-        """The same plan with nothing found yet."""
-        return NeighborInducingPlan(self.num_rows, self.groups, self.observed)
-
-    def held(self, geometry: NeighborGeometry) -> "NeighborInducingPlan":
-        """The same plan with a given order of the inducing points and given neighbours among them.
-
-        Parameters
-        ----------
-        geometry : NeighborGeometry
-            Of the inducing inputs.
-
-        Returns
-        -------
-        NeighborInducingPlan
-            Which asks no kernel for these any more.
-        """
-        plan = self.anew()
-        plan._geometry.append(geometry)
-        return plan
 
 
 class NeighborInducing(Approximation):
@@ -145,6 +93,11 @@ class NeighborInducing(Approximation):
     nugget : float, optional
         Variance added at every inducing input and row, relative to the prior's; by default 1e-8 in double
         precision.
+    ancestors : {"auto", "all", "near"}
+        Which of the earlier inducing values, neighbours of neighbours and so on, the variances of q look at.
+        With "all" these are exact and the objective is a bound. "near" goes back three generations, which
+        is faster the more inducing points there are, and leaves something out of variances: the objective
+        may then exceed its evidence by a little. "auto" is "all" up to 2,000 inducing points.
     seed : int
         Of the first point of maximin orders, where 0 is the one nearest to the centroid.
 
@@ -189,6 +142,7 @@ class NeighborInducing(Approximation):
         learn: bool = False,
         refresh_every: int | None = 20,
         nugget: float | None = None,
+        ancestors: str = "auto",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -202,15 +156,22 @@ class NeighborInducing(Approximation):
             ("selection", selection, _SELECTIONS),
             ("family", family, _FAMILIES),
             ("objective", objective, _OBJECTIVES),
+            ("ancestors", ancestors, _ANCESTORS),
         ):
             if value not in known:
                 raise InputError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
         _check_numbers(refresh_every, nugget)
         self.selection, self.family, self.objective = selection, family, objective
         self.learn, self.refresh_every, self.nugget = learn, refresh_every, nugget
+        self.ancestors = ancestors
         # Keeps the inducing inputs; "maximin" is chosen here.
         method = "random" if selection == "maximin" else selection
         self.points = InducingPoints(num_inducing, inducing_points, selection=method, learn=learn)
+
+    @property
+    def row_minibatches(self) -> bool:  # type: ignore[override]
+        """Whether minibatch fits train a q of its own: if inducing inputs stand still."""
+        return not self.learn
 
     @property
     def num_inducing(self) -> int | None:
@@ -383,7 +344,7 @@ class NeighborInducing(Approximation):
         self, gp: GaussianProcessLike, x: Tensor, plan: NeighborInducingPlan
     ) -> tuple[SparseInversePrior, NeighborRows]:
         """Prior of the inducing values, and neighbours of rows, found where the plan has none."""
-        inner = self._inner(gp, self.points._points(x).clone(), plan)
+        inner = self._inner(gp, self._held(x, plan), plan)
         merge = not (self.learn or x.requires_grad) and self.objective == "elbo"
         if not plan._rows:
             with on_graph(), torch.no_grad():
@@ -394,6 +355,18 @@ class NeighborInducing(Approximation):
             # Found when inputs stood still: a row that may move is given its inducing value like any other.
             rows = replace(rows, exact=torch.zeros_like(rows.exact))
         return inner, rows
+
+    def _held(self, x: Tensor, plan: NeighborInducingPlan) -> Tensor:
+        """The inducing inputs, safe from changes in place."""
+        if self.learn:
+            return self.points._points(x).clone()
+        z = self.points._points(x)
+        if plan._points:
+            source, version, copy = plan._points[0]
+            if source is z and version == z._version:
+                return copy
+        plan._points[:] = [(z, z._version, z.clone())]
+        return plan._points[0][2]
 
     def _inner(
         self, gp: GaussianProcessLike, z: Tensor, plan: NeighborInducingPlan
@@ -408,7 +381,11 @@ class NeighborInducing(Approximation):
             patterns, geometry = geometry.patterns, replace(geometry)
             vars(geometry)["patterns"] = patterns
         nugget = _NUGGET.get(z.dtype, 1e-4) if self.nugget is None else self.nugget
-        return SparseInversePrior(gp, z, gp.mean(z), geometry, self.options, nugget, self.family)
+        complete = self.ancestors == "all"
+        if self.ancestors == "auto":
+            complete = geometry.num_locations <= _MANY
+        mean, options = gp.mean(z), self.options
+        return SparseInversePrior(gp, z, mean, geometry, options, nugget, self.family, complete)
 
 
 def _check_numbers(refresh_every: int | None, nugget: float | None) -> None:

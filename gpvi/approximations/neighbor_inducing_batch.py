@@ -6,8 +6,10 @@ each given its earlier neighbours. B rows and B' inducing points drawn uniformly
 .. math:: \frac NB \sum_{n \in \text{rows}} E_q \log p(y_n \mid f_n)
           - \frac M{B'} \sum_{j \in \text{inducing}} \mathrm{kl}_j ,
 
-an unbiased estimate of the bound. Terms ask only for ancestors of the inducing values in question, three
-generations back, so that parameters of q are gathered there and a step costs the same for any M.
+an unbiased estimate of the bound. Terms ask only for ancestors of the inducing values in question, all of
+them or three generations back, and parameters of q are gathered there. The price is that of these
+ancestors; besides, a step fills one table of M numbers. Rows near each other share ancestors, of which there
+are hardly more for larger M; scattered ones do not, until each of the B rows has its own.
 
 References
 ----------
@@ -35,7 +37,7 @@ from gpvi.approximations.moments import Draw, Marginals
 from gpvi.approximations.posterior import Posterior
 from gpvi.approximations.sites import Sites
 from gpvi.exceptions import InputError, UnsupportedError
-from gpvi.linalg import NeighborPattern, inverse_norms
+from gpvi.linalg import NeighborPattern, inverse_norms, spatial_order
 
 if TYPE_CHECKING:
     from gpvi.approximations.neighbor_inducing_prior import NeighborInducingPrior
@@ -45,7 +47,7 @@ __all__ = ["FreeForm", "NeighborInducingBatch"]
 #: Maps places [K] to means [*b, K] and columns [*b, K, k + 1] of the factor of q.
 FreeForm = Callable[[Tensor], tuple[Tensor, Tensor]]
 
-# Ancestors that variances look at: neighbours and their neighbours.
+# Ancestors that variances look at unless all count: neighbours and their neighbours.
 _GENERATIONS = 2
 
 
@@ -99,9 +101,8 @@ class NeighborInducingBatch(Posterior):
         _check(inducing, inner.num_basis)
         position = (0,) * len(inner.lead)
         whole = inner.factor_pattern(position)
-        seen = torch.zeros(inner.num_basis + 1, dtype=torch.bool, device=inducing.device)
         alone = prior.rows.index[prior.rows.exact][:, 0].long()
-        fresh = torch.cat(
+        asked = torch.cat(
             [
                 prior.rows.index.flatten().long(),
                 whole.neighbors[alone].flatten().long(),
@@ -109,13 +110,7 @@ class NeighborInducingBatch(Posterior):
                 inner.pattern(position).neighbors[inducing].flatten().long(),
             ]
         )
-        for _ in range(_GENERATIONS):
-            seen[fresh] = True
-            fresh = whole.neighbors[_numbers(seen)].flatten().long()
-        seen[fresh] = True
-        places = _numbers(seen)
-        number = torch.full((len(seen),), -1, dtype=torch.int32, device=seen.device)
-        number[places] = torch.arange(len(places), dtype=torch.int32, device=seen.device)
+        places, number = _ancestors(whole.neighbors, asked, inner.complete)
         mean, factor = _gather(q, inner.num_basis, places)
         width = whole.num_neighbors + 1
         if mean.shape[-1] != len(places) or factor.shape[-2:] != (len(places), width):
@@ -123,17 +118,14 @@ class NeighborInducingBatch(Posterior):
                 f"q gave a mean of shape {tuple(mean.shape)} and a factor of {tuple(factor.shape)} for "
                 f"{len(places)} places; it must be [*b, {len(places)}] and [*b, {len(places)}, {width}]."
             )
-        # Neighbours that nobody asks for are left out; the others move to the front in their order.
-        neighbors = number[whole.neighbors[places].long()]
-        last = torch.iinfo(torch.int32).max
-        neighbors, slot = torch.where(neighbors >= 0, neighbors, last).sort(dim=-1, stable=True)
-        off = factor[..., :-1].gather(-1, slot.expand(*factor.shape[:-1], -1))
-        kept = neighbors < last
-        factor = torch.cat([torch.where(kept, off, 0.0), factor[..., -1:]], -1)
-        order = number[whole.order[seen[whole.order.long()]].long()]
-        pattern = NeighborPattern(torch.where(kept, neighbors, -1), order)
+        neighbors, off = _compressed(number[whole.neighbors[places].long()], factor[..., :-1])
+        factor = torch.cat([off, factor[..., -1:]], -1)
+        # Whatever takes all inducing points together would cost more, the larger M is.
+        z = take_rows(inner.x[position], inner.geometry.first[0][places])
+        order = spatial_order(inner.geometry.scaled(z)).to(torch.int32)
+        pattern = NeighborPattern(neighbors, order)
         batch = torch.broadcast_shapes(mean.shape[:-1], prior.x_mean.shape[:-1])
-        shift = mean.double() - inner.place_mean[..., places]
+        shift = mean.double() - inner.gp.mean(z).double()
         return cls(
             prior,
             prior._no_sites(batch),
@@ -173,7 +165,7 @@ class NeighborInducingBatch(Posterior):
         own = torch.nn.functional.one_hot(slot, index.shape[-1]).to(columns)
         off = torch.nn.functional.pad(columns[..., :-1], (0, 1))
         values = off + own * columns[..., -1:]
-        trace = inverse_norms(self.pattern, self.factor, index, values)
+        trace = inverse_norms(self.pattern, self.factor, index, values, complete=inner.complete)
         projection = (values * self.shift[..., index.long().clamp_min(0)]).sum(-1)
         diagonal = self.factor[..., self.number[chosen].long(), -1]
         terms = 0.5 * (trace - 1.0 + projection.square()) + (diagonal / columns[..., -1]).log()
@@ -185,7 +177,8 @@ class NeighborInducingBatch(Posterior):
         weights = prior.weights.reshape(*prior.weights.shape[:-2], *index.shape)
         mean = (weights * self.shift[..., index.long().clamp_min(0)]).sum(-1)
         exact = prior.rows.exact.reshape(-1)
-        explained = row_norms(self.pattern, self.factor, index, weights, exact)
+        complete = prior.inner.complete
+        explained = row_norms(self.pattern, self.factor, index, weights, exact, complete)
         mean = prior.x_mean + mean.to(prior.x_mean)
         return Marginals(mean, explained.to(mean).expand_as(mean), prior.residual.expand_as(mean))
 
@@ -229,9 +222,36 @@ class NeighborInducingBatch(Posterior):
         raise UnsupportedError("A batch holds a part of q, and no sites.")
 
 
-def _numbers(seen: Tensor) -> Tensor:
-    """Places that were seen; the slot behind them, which collects -1, is none."""
-    return seen[:-1].nonzero().squeeze(-1)
+def _ancestors(neighbors: Tensor, asked: Tensor, complete: bool) -> tuple[Tensor, Tensor]:
+    """Places asked for and their ancestors, ascending, and their numbers by place (-1 elsewhere).
+
+    Filling that table is all that takes longer the more places there are.
+    """
+    M = len(neighbors)
+    number = torch.full((M + 1,), -1, dtype=torch.int32, device=asked.device)
+    found, generation = [], 0
+    while len(asked) and (complete or generation <= _GENERATIONS):
+        fresh = asked[(asked >= 0) & (number[asked] < 0)]
+        # Of equal places one has the last word.
+        own = torch.arange(len(fresh), dtype=torch.int32, device=asked.device)
+        number[fresh] = own
+        fresh = fresh[number[fresh] == own]
+        found.append(fresh)
+        asked, generation = neighbors[fresh].flatten().long(), generation + 1
+    places = torch.cat(found).sort().values
+    number[places] = torch.arange(len(places), dtype=torch.int32, device=asked.device)
+    return places, number
+
+
+def _compressed(neighbors: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Neighbours [K, k] and values [*b, K, k], those of -1 left out and the others moved to the front."""
+    kept = neighbors >= 0
+    width = neighbors.shape[-1]
+    slot = torch.where(kept, kept.cumsum(-1) - 1, width)
+    padded = torch.full((len(slot), width + 1), -1, dtype=neighbors.dtype, device=slot.device)
+    room = values.new_zeros(*values.shape[:-1], width + 1)
+    moved = room.scatter(-1, slot.expand(values.shape), values)
+    return padded.scatter(-1, slot, neighbors)[:, :-1].contiguous(), moved[..., :-1]
 
 
 def _gather(

@@ -3,7 +3,8 @@ r"""The posterior of :class:`NeighborInducing`: :math:`q(u) = N(\nu, (VV^\top)^{
 The mean solves the prior precision plus the sites' by conjugate gradients, to rounding. The factor V is the
 incomplete Cholesky factor of the same matrix, so that the divergence comes from the two factors and every
 inducing value counts once; the log partition is the lower bound that goes with it. All is exact where
-patterns hold all earlier inducing points. Variances use ancestors up to three generations back.
+patterns hold all earlier inducing points. Whatever V is, q is one Gaussian, and variances and divergence are
+exactly its own if they go through all ancestors; from three generations of them they are nearly so.
 
 References
 ----------
@@ -29,11 +30,16 @@ from gpvi.approximations._neighbor_inducing_average import (
     covariance_at,
 )
 from gpvi.approximations._neighbor_inducing_rows import NeighborRows, row_moments
-from gpvi.approximations._neighbor_inducing_sites import row_variances
+from gpvi.approximations._neighbor_inducing_sites import (
+    ratios_at_places,
+    row_variances,
+    site_system,
+)
 from gpvi.approximations._new_locations import sample_new
 from gpvi.approximations._per_pattern import per_pattern
 from gpvi.approximations._random import standard_normal
 from gpvi.approximations._residual import ResidualDraw, check_residual, zero_safe_sqrt
+from gpvi.approximations._variance_check import crude_variances
 from gpvi.approximations.moments import Draw, Marginals
 from gpvi.approximations.posterior import Posterior
 from gpvi.approximations.sites import Sites
@@ -81,6 +87,46 @@ class NeighborInducingPosterior(Posterior):
         if self.prior.objective == "swsgp":
             return self._averaged
         return self.inner.kl()
+
+    def variance_ratios(self) -> Tensor:
+        """Variances over the exact ones of the same prior and sites, at a few inducing values.
+
+        Costs a few rough solves by conjugate gradients at each of up to eight: those where an incomplete
+        factor would show that it is a bad one, and some that are spread over the inducing points.
+
+        Returns
+        -------
+        Tensor, shape [*b, n]
+            Ones where the factor is exact; in double precision, off the graph.
+
+        Raises
+        ------
+        UnsupportedError
+            For a free-form q, a compact posterior and independent inducing values: there is nothing to
+            compare with.
+        """
+        if self.free or self.prior.inner.family != "sic":
+            raise UnsupportedError(
+                "Only a posterior on sites, of family 'sic', is meant to have the variances of prior times "
+                "sites. What estimators keep for prediction has no sites any more: ask the posterior of "
+                "gpvi.inference.fit or cvi; fits warn by themselves."
+            )
+        system = site_system(self.prior, self.sites)
+        return ratios_at_places(
+            self.prior.inner, system, self.inner.factor, self.inner._norms[0].detach()
+        )
+
+    def accuracy_remarks(self) -> tuple[str, ...]:
+        """Whether variances are far from the exact ones of the same prior and sites.
+
+        Returns
+        -------
+        tuple of str
+            At most one sentence.
+        """
+        if self.free or self.prior.inner.family != "sic":
+            return ()
+        return crude_variances(self.variance_ratios, "the inducing values")
 
     @cached_property
     def _averaged(self) -> Tensor:

@@ -204,7 +204,7 @@ class NeighborInducingPrior(Prior):
         return NeighborInducingPosterior(self, self._no_sites(batch), inner, True)
 
     def batch(self, q: FreeForm | tuple[Tensor, Tensor], inducing: Tensor) -> NeighborInducingBatch:
-        """A free-form q as these rows and some inducing points see it, at a price that forgets M.
+        """A free-form q as these rows and some inducing points see it, at the price of their ancestors.
 
         The rows of this prior and the inducing points are two independent batches: row terms are scaled by
         ``num_data`` of the objective, divergences by M over the number of inducing points drawn.

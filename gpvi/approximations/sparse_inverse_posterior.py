@@ -30,21 +30,18 @@ from gpvi.approximations._new_locations import joint_moments, new_marginals, sam
 from gpvi.approximations._per_pattern import per_pattern, position_in
 from gpvi.approximations._random import standard_normal
 from gpvi.approximations._residual import ResidualDraw, check_residual
-from gpvi.approximations._variance_check import variance_ratios
+from gpvi.approximations._variance_check import crude_variances, stacked, variance_ratios
 from gpvi.approximations.moments import Draw, Marginals, joint_normal
 from gpvi.approximations.posterior import Posterior
 from gpvi.approximations.sites import Sites
 from gpvi.approximations.sparse_inverse_rows import SparseInverseRows
-from gpvi.exceptions import InputError, NumericalError, UnsupportedError
+from gpvi.exceptions import InputError, UnsupportedError
 from gpvi.linalg import factor_product, factor_transpose_product, factor_transpose_solve
 
 if TYPE_CHECKING:
     from gpvi.approximations.sparse_inverse_prior import SparseInversePrior
 
 __all__ = ["SparseInversePosterior"]
-
-# Variances that are off by more than this factor are worth a warning.
-_FAR = 1.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,11 +138,7 @@ class SparseInversePosterior(Posterior):
                 variance_ratios(prior.pattern(position_in(prior.lead, position)), *parts)
                 for position, *parts in zip(positions, *tensors, strict=True)
             ]
-        most = max(len(part) for part in ratios)
-        padded = [
-            torch.nn.functional.pad(part, (0, most - len(part)), value=1.0) for part in ratios
-        ]
-        return torch.stack(padded).reshape(*batch, most)
+        return stacked(ratios, batch)
 
     def accuracy_remarks(self) -> tuple[str, ...]:
         """Whether variances are far from the exact ones of the same prior and sites.
@@ -157,19 +150,7 @@ class SparseInversePosterior(Posterior):
         """
         if self.free or self.prior.family != "sic":
             return ()
-        try:
-            ratios = self.variance_ratios()
-        except NumericalError:
-            # The mean has been solved for more exactly than that: rounding, and no news.
-            return ()
-        low, high = float(ratios.min()), float(ratios.max())
-        if low > 1.0 / _FAR and high < _FAR:
-            return ()
-        return (
-            f"Posterior variances of the function are crude: at {ratios.shape[-1]} locations that were "
-            f"checked they are {low:.2f} to {high:.2f} times the exact ones of the same neighbours. Means "
-            "are exact. Use more neighbours, a rougher kernel, or approximation='inducing'.",
-        )
+        return crude_variances(self.variance_ratios, "the function")
 
     def _marginals(self) -> Marginals:
         prior = self.prior

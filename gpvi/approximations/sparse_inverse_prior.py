@@ -72,6 +72,8 @@ class SparseInversePrior(Prior):
         Relative variance added at every location.
     family : {"sic", "diagonal", "first_points"}
         Pattern of the posterior's factor.
+    complete : bool
+        Whether variances and divergences go through all ancestors of a location, and not the nearest.
     """
 
     gp: GaussianProcessLike
@@ -81,6 +83,7 @@ class SparseInversePrior(Prior):
     options: GeometryOptions
     nugget: float
     family: str = "sic"
+    complete: bool = False
 
     #: The factor outlives a detaching: it is the price of the prior.
     carried: ClassVar[tuple[str, ...]] = ("columns",)
@@ -315,7 +318,8 @@ class SparseInversePrior(Prior):
 
         def both(position: Position, U: Tensor, V: Tensor) -> Tensor:
             patterns = self.factor_pattern(position), self.pattern(position)
-            return torch.stack(posterior_norms(patterns[0], V, patterns[1], U))
+            norms = posterior_norms(patterns[0], V, patterns[1], U, complete=self.complete)
+            return torch.stack(norms)
 
         return per_pattern(self.lead, both, (self.columns, 2), (factor, 2))
 
@@ -400,7 +404,7 @@ class SparseInversePrior(Prior):
         """Nearest locations of every location, itself included, int32 [M, k]."""
         entry = flat(self.lead, position)
         real = self.geometry.real[entry]
-        search = self.geometry.search(entry, points[real])
+        search = self.geometry.search(entry, lambda: points[real])
         number = min(self.options.num_neighbors + 1, len(search))
         return search.nearest(self.geometry.scaled(points), number)
 

@@ -132,6 +132,8 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
         *,
         noise_variance: Any = None,
         exposure: Any = None,
+        trials: Any = None,
+        censored: Any = None,
     ) -> Self:
         """Fit the model.
 
@@ -147,6 +149,10 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
             Known variance of every measurement, added to the learned one (Gaussian likelihood).
         exposure : array-like, shape [N], optional
             Time, area or population behind every count.
+        trials : array-like, shape [N], optional
+            Whole numbers of which the counts are successes (binomial likelihood); 1 if left out.
+        censored : array-like, shape [N], optional
+            1 where the true value is above y (as in survival times), -1 where it is below, 0 where it is y.
 
         Returns
         -------
@@ -163,8 +169,9 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
             If every start breaks down numerically.
         """
         before = dict(self.__dict__)
+        extras = self._given(noise_variance, exposure, trials, censored)
         try:
-            return self._fit(X, y, sample_weight, noise_variance, exposure)
+            return self._fit(X, y, sample_weight, extras)
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
@@ -177,6 +184,8 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
         *,
         noise_variance: Any = None,
         exposure: Any = None,
+        trials: Any = None,
+        censored: Any = None,
         batch_size: int | None = None,
     ) -> np.ndarray:
         """Log density (or probability) of new observations under the prediction.
@@ -187,7 +196,7 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
             Inputs.
         y : array-like, shape [N]
             Observations; NaN gives NaN.
-        noise_variance, exposure : array-like, shape [N], optional
+        noise_variance, exposure, trials, censored : array-like, shape [N], optional
             Of the observations.
         batch_size : int, optional
             Rows at a time.
@@ -198,7 +207,7 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
             In nats, over the units of y.
         """
         array = self._new_inputs(X)
-        rows = self._rows(noise_variance, exposure, len(array))
+        rows = self._rows(self._given(noise_variance, exposure, trials, censored), len(array))
         targets, pieces = self._encoded(y, len(array)), self._pieces(batch_size)
         return self._model_at(array).log_density(array, targets, rows, pieces)
 
@@ -210,6 +219,7 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
         *,
         noise_variance: Any = None,
         exposure: Any = None,
+        trials: Any = None,
     ) -> np.ndarray:
         """Joint samples of new observations; the cost is cubic in the number of rows.
 
@@ -221,7 +231,7 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
             Number of samples S.
         random_state : int, RandomState or None
             Seeds them.
-        noise_variance, exposure : array-like, shape [N], optional
+        noise_variance, exposure, trials : array-like, shape [N], optional
             Of the observations.
 
         Returns
@@ -230,7 +240,7 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
             In the units of y.
         """
         array = self._new_inputs(X)
-        rows = self._rows(noise_variance, exposure, len(array))
+        rows = self._rows(self._given(noise_variance, exposure, trials), len(array))
         size = check_integer("n_samples", n_samples, 1)
         model = self._model_at(None)
         return self._decoded(model.samples(array, size, rows, _generator(random_state)).T)
@@ -324,12 +334,12 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
         """
         return load_estimator(cls, path, device)
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any, noise_variance: Any, exposure: Any) -> Self:
+    def _fit(self, X: Any, y: Any, sample_weight: Any, extras: Mapping[str, Any]) -> Self:
         for name in fitted_names(self):
             delattr(self, name)
         check_options(self)
         specs = check_hyperparameters(self.hyperparameters)
-        data = self._training_data(X, y, sample_weight, noise_variance, exposure)
+        data = self._training_data(X, y, sample_weight, extras)
         scale = target_scale(data) if self._standardizes_targets and not self.standardize else 1.0
         likelihood = build_likelihood(self.likelihood, self._likelihoods(), scale)
         check_kind(likelihood, self._kind, len(getattr(self, "classes_", ())))
@@ -354,13 +364,13 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
         return self
 
     def _training_data(
-        self, X: Any, y: Any, sample_weight: Any, noise_variance: Any, exposure: Any
+        self, X: Any, y: Any, sample_weight: Any, extras: Mapping[str, Any]
     ) -> TrainingData:
         columns, array = self._learn_columns(X, y)
         targets, observed = self._targets(y, len(array))
         name = type(self).__name__
         weights = row_values(sample_weight, len(array), "sample_weight", name, positive=False)
-        rows = self._rows(noise_variance, exposure, len(array))
+        rows = self._rows(extras, len(array))
         used = usable_rows(observed, weights, name)
         return TrainingData(
             array[used],
@@ -392,8 +402,14 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
         """What predicts moments at inputs [N, D], or everything (None)."""
         return self._model
 
-    def _rows(self, noise_variance: Any, exposure: Any, num_rows: int) -> dict[str, np.ndarray]:
-        return row_extras(noise_variance, exposure, num_rows, type(self).__name__)
+    @staticmethod
+    def _given(
+        noise: Any, exposure: Any, trials: Any = None, censored: Any = None
+    ) -> dict[str, Any]:
+        return dict(noise_variance=noise, exposure=exposure, trials=trials, censored=censored)
+
+    def _rows(self, given: Mapping[str, Any], num_rows: int) -> dict[str, np.ndarray]:
+        return row_extras(given, num_rows, type(self).__name__)
 
     def _new_inputs(self, X: Any) -> np.ndarray:
         check_is_fitted(self, "posterior_")

@@ -16,7 +16,7 @@ from gpvi.estimators.reporting import LeaveOneOutClasses, leave_one_out_classes
 from gpvi.estimators.targets import class_labels, own_type, scored_weights
 from gpvi.estimators.validation import own_errors
 from gpvi.exceptions import InputError
-from gpvi.likelihoods import BernoulliLikelihood
+from gpvi.likelihoods import BernoulliLikelihood, OrdinalLikelihood, RobustMaxLikelihood
 
 __all__ = ["GPClassifier"]
 
@@ -25,7 +25,8 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
     """Gaussian process classification.
 
     Two classes: ``P(y = 1) = Phi(f(x))`` with ``f`` a Gaussian process. More classes: one latent function
-    per class, which share the kernel and its hyperparameters, and a softmax.
+    per class, which share the kernel and its hyperparameters, and a softmax; or, for classes in an order,
+    one latent function and cut points.
 
     Parameters
     ----------
@@ -41,9 +42,11 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
         frame. A kernel given as a string is multiplied by a Hamming kernel over them.
     mean : {"constant", "zero"} or gpytorch mean
         Prior mean of the latent functions.
-    likelihood : {"auto", "probit", "logit", "softmax"} or a likelihood
-        "auto" is "probit" for two classes and "softmax" for more. An object, of gpvi or GPyTorch, is copied;
-        its classes are coded 0, 1, ...
+    likelihood : {"auto", "probit", "logit", "softmax", "robust_max", "ordinal"} or a likelihood
+        "auto" is "probit" for two classes and "softmax" for more. "robust_max" is for three or more classes
+        with labels that may be wrong, "ordinal" for those in the order of ``classes_``, which is that of
+        numbers or the alphabet: one latent function for all, and learned cut points. An object, of gpvi or
+        GPyTorch, is copied; its classes are coded 0, 1, ...
     approximation : str or Approximation
         "auto" is exact up to 1,170 rows (fewer for more than two classes). More rows: neighbours ("sic", a
         sparse inverse Cholesky factor) in at most three columns with a Matern kernel, else inducing points.
@@ -289,7 +292,12 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
         count = len(self.classes_)
         softmax = {"softmax": lambda _: _softmax(count)}
         if count > 2:
-            return {"auto": softmax["softmax"], **softmax}
+            return {
+                "auto": softmax["softmax"],
+                **softmax,
+                "robust_max": lambda _: RobustMaxLikelihood(count),
+                "ordinal": lambda _: OrdinalLikelihood(count),
+            }
         return {
             "auto": lambda _: BernoulliLikelihood(),
             "probit": lambda _: BernoulliLikelihood(),

@@ -11,9 +11,14 @@ from sklearn.utils import Tags
 from gpvi.estimators.building import LikelihoodBuilder
 from gpvi.estimators.regression import RegressionEstimator
 from gpvi.estimators.targets import scored_weights
-from gpvi.estimators.validation import row_values
+from gpvi.estimators.validation import check_row_names
 from gpvi.exceptions import InputError
-from gpvi.likelihoods import PoissonLikelihood
+from gpvi.likelihoods import (
+    BinomialLikelihood,
+    NegativeBinomialLikelihood,
+    PoissonLikelihood,
+    ZeroInflatedLikelihood,
+)
 
 __all__ = ["GPCountRegressor"]
 
@@ -21,8 +26,8 @@ __all__ = ["GPCountRegressor"]
 class GPCountRegressor(RegressorMixin, RegressionEstimator):
     """Gaussian process regression for counts.
 
-    The model is ``y ~ Poisson(exposure * exp(f(x)))`` with ``f`` a Gaussian process. Counts that are not
-    whole numbers are accepted as quasi-likelihood, negative ones are refused.
+    The model is ``y ~ Poisson(exposure * exp(f(x)))`` with ``f`` a Gaussian process, or another distribution
+    of counts. Counts that are not whole numbers are accepted as quasi-likelihood, negative ones are refused.
 
     Parameters
     ----------
@@ -37,9 +42,11 @@ class GPCountRegressor(RegressorMixin, RegressionEstimator):
         Columns to compare for equality only; "from_dtype" takes the categorical ones of a pandas or polars
         frame. A kernel given as a string is multiplied by a Hamming kernel over them.
     mean : {"constant", "zero"} or gpytorch mean
-        Prior mean of the log rate.
-    likelihood : {"auto", "poisson"} or a likelihood
-        "auto" is "poisson". An object, of gpvi or GPyTorch, is copied.
+        Prior mean of the log rate (of the log odds for "binomial").
+    likelihood : str or a likelihood
+        "poisson" (which "auto" is); "negative_binomial", which learns a dispersion; "zero_inflated_poisson"
+        and "zero_inflated_negative_binomial", which also learn a share of further zeros; or "binomial",
+        successes out of ``trials`` with log odds f. An object, of gpvi or GPyTorch, is copied.
     approximation : str or Approximation
         "auto" is exact up to 1,170 rows. More rows: neighbours ("sic", a sparse inverse Cholesky factor) in
         at most three columns with a Matern kernel, else inducing points. With one numeric column and a kernel
@@ -88,7 +95,7 @@ class GPCountRegressor(RegressorMixin, RegressionEstimator):
     Attributes
     ----------
     posterior_ : Posterior
-        Of the log rate, over standardised inputs.
+        Of the log rate (log odds), over standardised inputs.
     kernel_ : gpytorch.kernels.Kernel
         Fitted kernel, over standardised inputs.
     likelihood_ : gpytorch likelihood
@@ -119,7 +126,15 @@ class GPCountRegressor(RegressorMixin, RegressionEstimator):
 
     _kind = "count"
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None, *, exposure: Any = None) -> float:
+    def score(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        exposure: Any = None,
+        trials: Any = None,
+    ) -> float:
         """Fraction of the Poisson deviance explained, :math:`D^2`; 1 is best.
 
         Parameters
@@ -130,8 +145,8 @@ class GPCountRegressor(RegressorMixin, RegressionEstimator):
             Counts; rows without one are left out with ``allow_missing_targets``.
         sample_weight : array-like, shape [N], optional
             Row weights.
-        exposure : array-like, shape [N], optional
-            Of the counts; with it rates are compared, weighted by exposure.
+        exposure, trials : array-like, shape [N], optional
+            Of the counts; with it rates are compared, weighted by exposure (trials).
 
         Returns
         -------
@@ -147,15 +162,25 @@ class GPCountRegressor(RegressorMixin, RegressionEstimator):
         assert isinstance(rate, np.ndarray)
         values, known = self._targets(y, len(rate))
         weights = scored_weights(sample_weight, known, name)
-        exposed = row_values(exposure, len(values), "exposure", name, positive=True)
+        rows = self._rows(self._given(None, exposure, trials), len(values))
+        check_row_names(self.likelihood_, set(rows), self._model.observation.row_arguments)
         counts, rate = values[known], rate[known]
-        if exposed is not None:
+        for exposed in rows.values():  # no likelihood takes both
             exposed = exposed[known]
             counts, weights = counts / exposed, exposed if weights is None else exposed * weights
         return float(d2_tweedie_score(counts, rate, sample_weight=weights, power=1))
 
     def _likelihoods(self) -> Mapping[str, LikelihoodBuilder]:
-        return {"auto": lambda _: PoissonLikelihood(), "poisson": lambda _: PoissonLikelihood()}
+        return {
+            "auto": lambda _: PoissonLikelihood(),
+            "poisson": lambda _: PoissonLikelihood(),
+            "negative_binomial": lambda _: NegativeBinomialLikelihood(),
+            "zero_inflated_poisson": lambda _: ZeroInflatedLikelihood(PoissonLikelihood()),
+            "zero_inflated_negative_binomial": lambda _: ZeroInflatedLikelihood(
+                NegativeBinomialLikelihood()
+            ),
+            "binomial": lambda _: BinomialLikelihood(),
+        }
 
     def _targets(self, y: Any, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
         values, observed = super()._targets(y, num_rows)

@@ -77,9 +77,10 @@ class TrainingData:
     columns: InputColumns
 
     @property
-    def total_weight(self) -> float:
-        """Number of rows, repeats counted."""
-        return float(len(self.y) if self.weights is None else self.weights.sum())
+    def density_weight(self) -> float:
+        """Number of rows, repeats counted, that have a density: of a bound there is a probability."""
+        weights = np.ones(len(self.y)) if self.weights is None else self.weights
+        return float(weights[self.rows.get("censored", np.zeros(len(self.y))) == 0].sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +252,7 @@ def fit_model(data: TrainingData, options: FitOptions) -> FitOutcome:
         best.gp,
         best.result,
         # A density in y's units is the standardised one divided by the scale, once per row.
-        best.result.objective - data.total_weight * float(np.log(options.y_map.scale)),
+        best.result.objective - data.density_weight * float(np.log(options.y_map.scale)),
         history,
         replace(choice, approximation=best.approximation),
         best.warnings,

@@ -201,9 +201,9 @@ def none_observed(y: Any, num_rows: int) -> bool:
 
 def _check_extras(given: set[str], fitted: set[str]) -> None:
     # Without known noise a new measurement has none, as in a prediction.
-    named = {"noise": "noise_variance", "exposure": "exposure"}
+    named = {"noise": "noise_variance"}
     for name in sorted((given - fitted) | (fitted - given - {"noise"})):
         did, does = ("had no", "has some") if name in given else ("had an", "has none")
         raise InputError(
-            f"The fit {did} {named[name]} and this update {does}; pass the same to both."
+            f"The fit {did} {named.get(name, name)} and this update {does}; pass the same to both."
         )

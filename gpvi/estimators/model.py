@@ -19,7 +19,7 @@ from gpvi.approximations import (
     sample_paths,
 )
 from gpvi.estimators.drawing import draw_latent
-from gpvi.estimators.scaling import Standardizer
+from gpvi.estimators.scaling import Standardizer, log_unit
 from gpvi.estimators.validation import check_row_names
 from gpvi.exceptions import ExtrapolationWarning
 from gpvi.likelihoods import (
@@ -233,7 +233,7 @@ class FittedModel:
             return (model.predict_log_density(e.pop("_targets"), m, v, **e),)
 
         (density,) = self._in_pieces(X, {**rows, **targets}, batch_size, score)
-        return density - np.log(self.y_map.scale)
+        return density - log_unit(self.y_map, rows.get("censored"))
 
     def log_probabilities(
         self, X: np.ndarray, num_classes: int, batch_size: int | None = None

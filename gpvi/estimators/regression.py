@@ -28,6 +28,7 @@ class RegressionEstimator(GaussianProcessEstimator):
         latent: bool = False,
         noise_variance: Any = None,
         exposure: Any = None,
+        trials: Any = None,
         batch_size: int | None = None,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Predict new observations, or the latent function behind them.
@@ -42,8 +43,8 @@ class RegressionEstimator(GaussianProcessEstimator):
             Whether to return the joint covariance instead.
         latent : bool
             Predict f instead of y: without noise, and for counts on the scale of the link.
-        noise_variance, exposure : array-like, shape [N], optional
-            Of the new observations; no known noise, and an exposure of 1, if left out.
+        noise_variance, exposure, trials : array-like, shape [N], optional
+            Of the new observations; no known noise, and an exposure of 1 (one trial), if left out.
         batch_size : int, optional
             Rows at a time (4,096, or 65,536 in state space, if left out); a covariance is computed at once.
 
@@ -64,14 +65,12 @@ class RegressionEstimator(GaussianProcessEstimator):
         if return_std and return_cov:
             raise InputError("return_std and return_cov are both True; ask for one of them.")
         array = self._new_inputs(X)
-        rows = self._rows(noise_variance, exposure, len(array))
+        given = self._given(noise_variance, exposure, trials)
+        rows = self._rows(given, len(array))
         model, pieces = self._model_at(None if return_cov else array), self._pieces(batch_size)
         if latent and rows:
-            given = {"noise_variance": noise_variance, "exposure": exposure}
             named = " and ".join(name for name, values in given.items() if values is not None)
-            raise InputError(
-                f"latent=True and {named}: f has neither noise nor exposure; leave it out."
-            )
+            raise InputError(f"latent=True and {named}: f has no such thing; leave it out.")
         if return_cov:
             return model.latent_covariance(array) if latent else model.covariance(array, rows)
         mean, variance = (
@@ -86,6 +85,7 @@ class RegressionEstimator(GaussianProcessEstimator):
         *,
         noise_variance: Any = None,
         exposure: Any = None,
+        trials: Any = None,
         batch_size: int | None = None,
     ) -> np.ndarray:
         """Quantiles of new observations; for counts the smallest integer that reaches the level.
@@ -96,7 +96,7 @@ class RegressionEstimator(GaussianProcessEstimator):
             Inputs.
         levels : sequence of float
             Q probabilities strictly between 0 and 1.
-        noise_variance, exposure : array-like, shape [N], optional
+        noise_variance, exposure, trials : array-like, shape [N], optional
             Of the new observations.
         batch_size : int, optional
             Rows at a time.
@@ -107,7 +107,7 @@ class RegressionEstimator(GaussianProcessEstimator):
             In the units of y.
         """
         array = self._new_inputs(X)
-        rows = self._rows(noise_variance, exposure, len(array))
+        rows = self._rows(self._given(noise_variance, exposure, trials), len(array))
         model, pieces = self._model_at(array), self._pieces(batch_size)
         return model.quantiles(array, check_levels(levels), rows, pieces).T
 
@@ -118,6 +118,7 @@ class RegressionEstimator(GaussianProcessEstimator):
         *,
         noise_variance: Any = None,
         exposure: Any = None,
+        trials: Any = None,
         batch_size: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Central interval that a new observation falls into with a given probability.
@@ -128,7 +129,7 @@ class RegressionEstimator(GaussianProcessEstimator):
             Inputs.
         coverage : float
             Probability, strictly between 0 and 1 (at least that, for counts).
-        noise_variance, exposure : array-like, shape [N], optional
+        noise_variance, exposure, trials : array-like, shape [N], optional
             Of the new observations.
         batch_size : int, optional
             Rows at a time.
@@ -144,6 +145,7 @@ class RegressionEstimator(GaussianProcessEstimator):
             (tail, 1.0 - tail),
             noise_variance=noise_variance,
             exposure=exposure,
+            trials=trials,
             batch_size=batch_size,
         )
         return quantiles[:, 0], quantiles[:, 1]

@@ -2,20 +2,43 @@
 
 from collections.abc import Mapping
 
+import torch
 from sklearn.base import RegressorMixin
+from torch.distributions import constraints
 
 from gpvi.estimators.building import LikelihoodBuilder
 from gpvi.estimators.regression import RegressionEstimator
-from gpvi.likelihoods import GaussianLikelihood, StudentTLikelihood
+from gpvi.likelihoods import (
+    BetaLikelihood,
+    CensoredGaussianLikelihood,
+    ExponentialLikelihood,
+    GammaLikelihood,
+    GaussianLikelihood,
+    LaplaceLikelihood,
+    Likelihood,
+    LogNormalLikelihood,
+    StudentTLikelihood,
+    WeibullLikelihood,
+)
+from gpvi.likelihoods.moments import is_discrete
 
 __all__ = ["GPRegressor", "gaussian", "student_t"]
+
+# Likelihoods of positive numbers and proportions; f is on the scale of a link.
+_OTHER_SCALES: Mapping[str, LikelihoodBuilder] = {
+    "log_normal": lambda _: LogNormalLikelihood(),
+    "gamma": lambda _: GammaLikelihood(),
+    "exponential": lambda _: ExponentialLikelihood(),
+    "weibull": lambda _: WeibullLikelihood(),
+    "beta": lambda _: BetaLikelihood(),
+}
 
 
 class GPRegressor(RegressorMixin, RegressionEstimator):
     """Gaussian process regression.
 
-    The model is ``y = f(x) + noise`` with ``f`` a Gaussian process; hyperparameters (and inducing
-    inputs) maximise a lower bound on the evidence.
+    The model is ``y = f(x) + noise`` with ``f`` a Gaussian process, or another distribution of y given f;
+    hyperparameters (and inducing inputs) maximise a lower bound on the evidence.
 
     Parameters
     ----------
@@ -31,8 +54,12 @@ class GPRegressor(RegressorMixin, RegressionEstimator):
         frame. A kernel given as a string is multiplied by a Hamming kernel over them.
     mean : {"constant", "zero"} or gpytorch mean
         Prior mean.
-    likelihood : {"auto", "gaussian", "student_t"} or a likelihood
-        "auto" is "gaussian". An object, of gpvi or GPyTorch, is copied.
+    likelihood : str or a likelihood
+        "gaussian" (which "auto" is), "student_t" and "laplace": noise about f. "censored_gaussian": the same
+        where some rows are only bounds (see ``censored`` in ``fit``). "log_normal", "gamma", "exponential"
+        and "weibull": positive numbers such as survival times, censored or not, of scale exp(f). "beta":
+        proportions with log odds f. An object, of gpvi or GPyTorch, is copied; quantile regression is
+        ``QuantileLikelihood(level)``.
     approximation : str or Approximation
         "auto" is exact up to 2,000 rows (1,170 for a likelihood that is not Gaussian). More rows: neighbours
         ("sic", a sparse inverse Cholesky factor) in at most three columns with a Matern kernel, else
@@ -45,7 +72,8 @@ class GPRegressor(RegressorMixin, RegressionEstimator):
         both blocks of "orthogonal" (512), pseudo-points of "coreset" (100), units of "spherical" (128, for
         kernels such as "arc_cosine" and "zonal_matern52"). Fewer if the data hold fewer distinct rows.
     standardize : bool
-        Standardise X and y internally; everything reported is in the units of the data.
+        Standardise X and y internally; everything reported is in the units of the data. Positive numbers
+        and proportions stay as they are.
     hyperparameters : dict, optional
         Control by name, in the units of the data: ``{"noise": Fixed(0.1), "lengthscale":
         Free(initial=1.0, bounds=(0.1, 10.0), prior=...)}``, a gpytorch prior, or "dimension_scaled" for
@@ -110,7 +138,16 @@ class GPRegressor(RegressorMixin, RegressionEstimator):
     array([1.])
     """
 
-    _standardizes_targets = True
+    @property
+    def _standardizes_targets(self) -> bool:
+        """Whether targets are real numbers, not positive ones or proportions."""
+        if isinstance(self.likelihood, Likelihood):
+            latents = self.likelihood.num_latents
+            shape = (2,) if latents == 1 else (2, latents)
+            conditional = self.likelihood.forward(torch.zeros(shape, dtype=torch.float64))
+            # Counts are refused as standardised: whoever means them says standardize=False.
+            return is_discrete(conditional) or conditional.support is constraints.real
+        return not isinstance(self.likelihood, str) or self.likelihood not in _OTHER_SCALES
 
     # The mixin's knows nothing of targets that are not observed.
     score = RegressionEstimator.score
@@ -120,6 +157,9 @@ class GPRegressor(RegressorMixin, RegressionEstimator):
             "auto": gaussian,
             "gaussian": gaussian,
             "student_t": student_t,
+            "laplace": _laplace,
+            "censored_gaussian": _censored_gaussian,
+            **_OTHER_SCALES,
         }
 
 
@@ -154,3 +194,12 @@ def student_t(target_scale: float) -> StudentTLikelihood:
         At starting values.
     """
     return StudentTLikelihood(scale=0.3 * target_scale, min_scale=1e-6 * target_scale)
+
+
+def _laplace(target_scale: float) -> LaplaceLikelihood:
+    return LaplaceLikelihood(scale=0.3 * target_scale, min_scale=1e-6 * target_scale)
+
+
+def _censored_gaussian(target_scale: float) -> CensoredGaussianLikelihood:
+    variance = target_scale**2
+    return CensoredGaussianLikelihood(noise=0.1 * variance, min_noise=1e-6 * variance)

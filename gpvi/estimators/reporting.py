@@ -10,6 +10,7 @@ from gpvi.approximations import Marginals, Posterior, SparseInversePrior, StateS
 from gpvi.estimators.fitting import FitOutcome
 from gpvi.estimators.inputs import InputColumns
 from gpvi.estimators.model import FittedModel, label_densities, normalised
+from gpvi.estimators.scaling import log_unit
 from gpvi.estimators.units import Hyperparameter
 from gpvi.exceptions import UnsupportedError
 
@@ -93,10 +94,12 @@ def leave_one_out(model: FittedModel, name: str) -> LeaveOneOut:
             cavity.mean, cavity.variance, **model.target_rows
         )
     scale = float(model.y_map.scale)
+    censored = model.target_rows.get("censored")
+    unit = log_unit(model.y_map, None if censored is None else censored.cpu().numpy())
     return LeaveOneOut(
         _spread(model.y_map.inverse(mean.double().cpu().numpy()), model.used),
         _spread(variance.double().cpu().numpy() ** 0.5 * scale, model.used),
-        _spread(_densities(model, cavity, model.targets) - np.log(scale), model.used),
+        _spread(_densities(model, cavity, model.targets) - unit, model.used),
     )
 
 

@@ -5,7 +5,7 @@ from typing import Self
 
 import numpy as np
 
-__all__ = ["Standardizer"]
+__all__ = ["Standardizer", "log_unit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,3 +112,22 @@ class Standardizer:
             ``values * scale + offset``.
         """
         return values * self.scale + self.offset
+
+
+def log_unit(y_map: Standardizer, censored: np.ndarray | None) -> float | np.ndarray:
+    """What changes a log density of standardised targets into one over the units of y.
+
+    Parameters
+    ----------
+    y_map : Standardizer
+        Of the targets.
+    censored : ndarray, shape [N], or None
+        Not 0 where y is a bound, whose probability has no unit.
+
+    Returns
+    -------
+    float or ndarray, shape [N]
+        To be subtracted.
+    """
+    log_scale = float(np.log(y_map.scale))
+    return log_scale if censored is None else np.where(censored == 0, log_scale, 0.0)

@@ -157,7 +157,7 @@ class TimeSeriesGP(RegressorMixin, RegressionEstimator):
 
     score = RegressionEstimator.score
 
-    def fit(
+    def fit(  # type: ignore[override]  # stamps in place of X, and fewer extras
         self,
         t: Any,
         y: Any = None,
@@ -242,7 +242,7 @@ class TimeSeriesGP(RegressorMixin, RegressionEstimator):
         order = np.argsort(array[:, 0], kind="stable")
         size = len(array)
         targets = np.full(size, np.nan) if none_observed(y, size) else self._encoded(y, size)
-        rows = self._rows(noise_variance, exposure, size)
+        rows = self._rows(self._given(noise_variance, exposure), size)
         follower = self._follower or Follower(self._model)
         follower.update(
             array[order], targets[order], {key: values[order] for key, values in rows.items()}

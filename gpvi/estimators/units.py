@@ -13,7 +13,7 @@ variance of a linear kernel                times :math:`t^2 / s^2` (a further fa
 variance of a trend of order p             times :math:`t^2 / s^{2 p + 1}`
 frequency of a kernel                      times :math:`1 / s`
 noise variance                             times :math:`t^2`
-scale of Student-t noise                   times :math:`t`
+scale of Student-t and Laplace noise       times :math:`t`
 constant mean                              times :math:`t`, plus b
 =========================================  ====================
 
@@ -45,9 +45,12 @@ from gpvi.kernels import (
     WhiteKernel,
     input_dimensions,
 )
-from gpvi.likelihoods import StudentTLikelihood
+from gpvi.likelihoods import LaplaceLikelihood, QuantileLikelihood, StudentTLikelihood
 
 __all__ = ["Hyperparameter", "list_hyperparameters"]
+
+# Noise with a scale in the units of y.
+_OF_A_SCALE = (StudentTLikelihood, LaplaceLikelihood, QuantileLikelihood)
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +219,7 @@ def _units(
         return factor, zero, unit
     if isinstance(owner, gpytorch.means.ConstantMean) and name == "constant":
         return y_scale, np.asarray(y_map.offset), "y"
-    if isinstance(owner, StudentTLikelihood) and name == "scale":
+    if isinstance(owner, _OF_A_SCALE) and name == "scale":
         return y_scale, zero, "y"
     if name == "noise":
         return y_scale**2, zero, "y^2"

@@ -4,7 +4,7 @@ scikit-learn's own checks do the conversion (frames, lists, memory maps, sparse 
 is raised again as this package's errors, and what they cannot know is checked here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any
@@ -113,7 +113,13 @@ def check_length(y: np.ndarray, num_rows: int, estimator: str) -> None:
 
 
 def row_values(
-    values: object, num_rows: int, name: str, estimator: str, *, positive: bool
+    values: object,
+    num_rows: int,
+    name: str,
+    estimator: str,
+    *,
+    positive: bool,
+    signed: bool = False,
 ) -> np.ndarray | None:
     """One number per row, or one for all, as a float64 vector.
 
@@ -127,6 +133,8 @@ def row_values(
         For messages.
     positive : bool
         Whether 0 is refused too.
+    signed : bool
+        Whether any finite number will do.
 
     Returns
     -------
@@ -153,11 +161,12 @@ def row_values(
             f"{name} of {estimator} has shape {array.shape} for {num_rows} rows; pass one value per row, "
             "as a 1D array."
         )
-    bad = ~np.isfinite(array) | ((array <= 0) if positive else (array < 0))
+    outside = (array <= 0) if positive else (array < 0)
+    bad = ~np.isfinite(array) | (outside & (not signed))
     if bad.any():
-        kind = "positive" if positive else "non-negative"
+        kind = "" if signed else " and positive" if positive else " and non-negative"
         raise InputError(
-            f"{name} of {estimator} must be finite and {kind}, got {array[bad][0]} in row "
+            f"{name} of {estimator} must be finite{kind}, got {array[bad][0]} in row "
             f"{int(np.flatnonzero(bad)[0])} ({int(bad.sum())} such row(s)); correct or drop these rows."
         )
     return array
@@ -368,17 +377,14 @@ def check_device(device: Any) -> torch.device:
     return found
 
 
-def row_extras(
-    noise_variance: object, exposure: object, num_rows: int, estimator: str
-) -> dict[str, np.ndarray]:
+def row_extras(given: Mapping[str, object], num_rows: int, estimator: str) -> dict[str, np.ndarray]:
     """Extras of the likelihood that were given, by the likelihood's names for them.
 
     Parameters
     ----------
-    noise_variance : array-like, shape [N], or None
-        Known variance of every measurement.
-    exposure : array-like, shape [N], or None
-        Behind every count.
+    given : mapping of str to array-like, shape [N], or None
+        "noise_variance" (known, of every measurement), "exposure" and "trials" (behind every count), and
+        "censored" (1 where y is a lower bound, -1 where it is an upper bound, else 0).
     num_rows : int
         N.
     estimator : str
@@ -387,9 +393,17 @@ def row_extras(
     Returns
     -------
     dict of str to ndarray, shape [N]
-        "noise" and "exposure".
+        "noise", "exposure", "trials" and "censored".
     """
-    noise = row_values(noise_variance, num_rows, "noise_variance", estimator, positive=False)
-    exposed = row_values(exposure, num_rows, "exposure", estimator, positive=True)
-    rows = {"noise": noise, "exposure": exposed}
+    rows = {
+        name.removesuffix("_variance"): row_values(
+            values,
+            num_rows,
+            name,
+            estimator,
+            positive=name in ("exposure", "trials"),
+            signed=name == "censored",
+        )
+        for name, values in given.items()
+    }
     return {name: values for name, values in rows.items() if values is not None}

@@ -1,5 +1,8 @@
 r"""A q of the sparse inverse Cholesky family with parameters of its own, trained on batches of rows.
 
+Its values are those at all rows or, for :class:`NeighborInducing`, at inducing points, of which every step
+then draws a second, independent batch.
+
 :math:`q(f) = N(\nu, (VV^\top)^{-1})` starts from the fixed point of conjugate-computation variational
 inference with an incomplete Cholesky factor, which is near the best q of the family. From there all of its
 numbers are moved by Adam, together with the hyperparameters, on the unbiased row estimate of the bound.
@@ -25,7 +28,16 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from gpvi.approximations import Prior, Sites
+from gpvi.approximations import (
+    NeighborInducing,
+    NeighborInducingPosterior,
+    NeighborInducingPrior,
+    Posterior,
+    Prior,
+    Sites,
+)
+from gpvi.approximations._gather import take_rows
+from gpvi.approximations.neighbor_inducing_plan import NeighborInducingPlan
 from gpvi.approximations.sparse_inverse_posterior import SparseInversePosterior
 from gpvi.approximations.sparse_inverse_prior import SparseInversePrior
 from gpvi.inference.batch_neighbors import BatchNeighbors
@@ -108,7 +120,8 @@ class FreeFamily:
         self._parameters = ParameterVector({"gp": problem.gp}).parameters
         self._epoch = math.ceil(problem.num_rows / batch_size)
         self._start: _Start | None = None
-        self._outcome: tuple[SparseInversePosterior, float] | None = None
+        self._outcome: tuple[Posterior, float] | None = None
+        self._generator: torch.Generator | None = None
         self._mean = self._off = self._diagonal = torch.nn.Parameter(problem.x.new_zeros(()))
 
     @property
@@ -123,6 +136,7 @@ class FreeFamily:
 
     def start(self, generator: torch.Generator) -> None:
         """Fixed point and incomplete Cholesky factor at today's hyperparameters."""
+        self._generator = generator
         if self._start is None:
             self._restart()
 
@@ -153,9 +167,8 @@ class FreeFamily:
         self._outcome = None
         problem = self.problem
         index = index.to(problem.x.device)
-        view = self._condition(self._prior()).rows(index)
         value = elbo(
-            view,
+            self._view(index),
             problem.likelihood,
             problem.y.index_select(-1 - problem.likelihood.target_dims, index),
             problem.num_rows,
@@ -185,12 +198,12 @@ class FreeFamily:
             for name, parameter in self._named().items():
                 parameter.copy_(values[_PREFIX + name])
 
-    def posterior(self) -> SparseInversePosterior:
+    def posterior(self) -> Posterior:
         """Detached q at today's parameters, or the fixed point.
 
         Returns
         -------
-        SparseInversePosterior
+        SparseInversePosterior or NeighborInducingPosterior
             The fixed point where its bound is higher, or neighbours are others by now.
         """
         return self._best()[0]
@@ -199,7 +212,7 @@ class FreeFamily:
         """Bound of :meth:`posterior` over all rows, total nats."""
         return self._best()[1]
 
-    def _best(self) -> tuple[SparseInversePosterior, float]:
+    def _best(self) -> tuple[Posterior, float]:
         if self._outcome is None:
             problem = self.problem
             problem.plan = self.neighbors.plan
@@ -214,28 +227,57 @@ class FreeFamily:
                     bound = float(elbo(own, problem.likelihood, problem.y, **extras).sum())
                 if not value >= bound:
                     q, value = own, bound
-            assert isinstance(q, SparseInversePosterior)
             self._outcome = q.detach(), value
         return self._outcome
 
-    def _prior(self) -> SparseInversePrior:
+    def _view(self, index: Tensor) -> Posterior:
+        """q as some rows see it; with inducing points, on as many of these, drawn independently."""
         problem = self.problem
-        prior: Prior = problem.approximation.prior(problem.gp, problem.x, plan=self.neighbors.plan)
-        assert isinstance(prior, SparseInversePrior)
-        return prior
+        if not isinstance(problem.approximation, NeighborInducing):
+            q = self._condition(self._prior())
+            assert isinstance(q, SparseInversePosterior)
+            return q.rows(index)
+        x = problem.x.index_select(-2, index)
+        plan = self.neighbors.plan
+        assert isinstance(plan, NeighborInducingPlan)
+        prior = problem.approximation.prior(problem.gp, x, plan=plan.at(x))
+        assert isinstance(prior, NeighborInducingPrior) and self._generator is not None
+        inner, device = prior.inner, self._generator.device
+        drawn = torch.randint(
+            prior.num_basis, (len(index),), generator=self._generator, device=device
+        )
 
-    def _condition(self, prior: SparseInversePrior) -> SparseInversePosterior:
+        def local(places: Tensor) -> tuple[Tensor, Tensor]:
+            shift, factor = self._parameters_at(places)
+            z = take_rows(inner.x, inner.geometry.first[0][places])
+            return inner.gp.mean(z).double() + shift, factor
+
+        return prior.batch(local, drawn.to(index.device))
+
+    def _prior(self) -> Prior:
+        problem = self.problem
+        return problem.approximation.prior(problem.gp, problem.x, plan=self.neighbors.plan)
+
+    def _condition(self, prior: Prior) -> Posterior:
+        assert isinstance(prior, SparseInversePrior | NeighborInducingPrior)
+        inner = prior.inner if isinstance(prior, NeighborInducingPrior) else prior
+        shift, factor = self._parameters_at(slice(None))
+        return prior.posterior(inner.place_mean + shift, factor)
+
+    def _parameters_at(self, places: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Mean of q less that of the prior, and columns of V."""
         start = self._start
         assert start is not None
-        shift = start.shift + start.shift_unit * self._mean
-        change = start.factor_unit * torch.cat([self._off, self._diagonal.unsqueeze(-1)], -1)
+        shift = start.shift[..., places] + start.shift_unit[..., places] * self._mean[..., places]
+        moved = [self._off[..., places, :], self._diagonal[..., places].unsqueeze(-1)]
+        change = start.factor_unit[..., places, :] * torch.cat(moved, -1)
         if len(start.shift_slope):
             way = self._values() - start.values
-            shift = shift + torch.tensordot(way, start.shift_slope, 1)
-            change = change + torch.tensordot(way, start.factor_slope, 1)
-        off = start.factor[..., :-1] + change[..., :-1]
-        diagonal = start.factor[..., -1:] * change[..., -1:].exp()
-        return prior.posterior(prior.place_mean + shift, torch.cat([off, diagonal], -1))
+            shift = shift + torch.tensordot(way, start.shift_slope[..., places], 1)
+            change = change + torch.tensordot(way, start.factor_slope[..., places, :], 1)
+        factor = start.factor[..., places, :]
+        off = factor[..., :-1] + change[..., :-1]
+        return shift, torch.cat([off, factor[..., -1:] * change[..., -1:].exp()], -1)
 
     def _named(self) -> dict[str, torch.nn.Parameter]:
         return {"mean": self._mean, "off": self._off, "diagonal": self._diagonal}
@@ -246,10 +288,8 @@ class FreeFamily:
         problem.plan = self.neighbors.plan
         result = problem.infer()
         problem.sites = result.sites
-        q = result.posterior
-        assert isinstance(q, SparseInversePosterior)
-        place = self.neighbors.geometry.first[0]
-        deviation = q.marginals().explained.detach().double()[..., place].sqrt()
+        q = _of_places(result.posterior)
+        deviation = q._norms[0].detach().sqrt()
         index = q.prior.factor_pattern(()).neighbors
         batch = torch.broadcast_shapes(q.shift.shape[:-1], q.factor.shape[:-2])
         shift = q.shift.detach().expand(*batch, -1)
@@ -284,8 +324,7 @@ class FreeFamily:
         places = [(p, i) for p in self._parameters for i in range(p.numel())]
         for k, (parameter, i) in enumerate(places):
             with torch.no_grad(), _moved(parameter, i) as step:
-                q = self._prior().condition(sites)
-                assert isinstance(q, SparseInversePosterior)
+                q = _of_places(self._prior().condition(sites))
                 logs = (q.factor[..., -1] / factor[..., -1]).log() / step
                 if float(logs.abs().max()) <= _STEEPEST:
                     shifts[k] = (q.shift - shift) / step
@@ -306,6 +345,13 @@ class FreeFamily:
         with torch.no_grad():
             for parameter in self._named().values():
                 parameter.zero_()
+
+
+def _of_places(q: Posterior) -> SparseInversePosterior:
+    """q of the values that its factor is on."""
+    q = q.inner if isinstance(q, NeighborInducingPosterior) else q
+    assert isinstance(q, SparseInversePosterior)
+    return q
 
 
 @contextmanager

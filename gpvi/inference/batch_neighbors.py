@@ -9,8 +9,9 @@ import math
 import torch
 from torch import Tensor
 
-from gpvi.approximations import Plan
+from gpvi.approximations import NeighborInducingPrior, Plan
 from gpvi.approximations.neighbor_geometry import NeighborGeometry
+from gpvi.approximations.neighbor_inducing_plan import NeighborInducingPlan
 from gpvi.approximations.sparse_inverse import SparseInversePlan
 from gpvi.inference.parameters import ParameterVector
 from gpvi.inference.problem import FitProblem
@@ -38,14 +39,23 @@ class BatchNeighbors:
         self._parameters = ParameterVector({"gp": problem.gp}).parameters
         self.last_refresh = (0, 0)
         self._adopt(plan)
-        epoch = math.ceil(self.geometry.num_locations / batch_size)
+        number = problem.num_rows
+        if isinstance(plan, SparseInversePlan):  # otherwise places are those of inducing points
+            number = self.geometry.num_locations
+        epoch = math.ceil(number / batch_size)
         period = problem.approximation.refresh_period(problem.gp, problem.x)
         self._period = None if period is None else max(period, epoch)
 
     @property
     def geometry(self) -> NeighborGeometry:
-        """Places and neighbours of the rows in use."""
-        return self.plan.geometry(self._problem.gp)
+        """Places and neighbours of the rows in use, or of the inducing points."""
+        if isinstance(self.plan, SparseInversePlan):
+            return self.plan.geometry(self._problem.gp)
+        problem = self._problem
+        with torch.no_grad():
+            prior = problem.approximation.prior(problem.gp, problem.x, plan=self.plan)
+        assert isinstance(prior, NeighborInducingPrior)
+        return prior.inner.geometry
 
     def refresh(self, number: int) -> bool:
         """Look at the neighbours again, if it is time.
@@ -94,14 +104,15 @@ class BatchNeighbors:
             return False
         today = [parameter.detach().clone() for parameter in self._parameters]
         self._set(found)
-        self._adopt(self.plan.anew())
+        plan = self.plan
+        assert isinstance(plan, SparseInversePlan | NeighborInducingPlan)
+        self._adopt(plan.anew())
         self._set(today)
         return True
 
     def _adopt(self, plan: Plan) -> None:
-        assert isinstance(plan, SparseInversePlan)
         self.plan = plan
-        plan.geometry(self._problem.gp)
+        _ = self.geometry  # found now
         self._found = [parameter.detach().clone() for parameter in self._parameters]
 
     def _set(self, values: list[Tensor]) -> None:

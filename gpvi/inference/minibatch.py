@@ -5,7 +5,8 @@ and keeps records and checkpoints. What q is and what a batch is worth is up to 
 
 * natural-gradient sites tied to a finite basis (:class:`TiedSites`);
 * conditionals of Gaussian responses given their neighbours, without any q (:class:`ResponseBatches`);
-* a q of the sparse inverse Cholesky family with parameters of its own (:class:`FreeFamily`).
+* a q of the sparse inverse Cholesky family with parameters of its own, at rows or inducing points
+  (:class:`FreeFamily`).
 """
 
 import math

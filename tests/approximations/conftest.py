@@ -13,6 +13,12 @@ _SPEC = importlib.util.spec_from_file_location(_NAME, Path(__file__).with_name("
 _SUITE = importlib.util.module_from_spec(_SPEC)
 sys.modules[_NAME] = _SUITE
 _SPEC.loader.exec_module(_SUITE)
+# Tests of neighbour-given inducing points import theirs by this name.
+_CASES = importlib.util.spec_from_file_location(
+    "gpvi_neighbor_cases", Path(__file__).with_name("neighbor_cases.py")
+)
+sys.modules[_CASES.name] = importlib.util.module_from_spec(_CASES)
+_CASES.loader.exec_module(sys.modules[_CASES.name])
 
 
 @pytest.fixture(scope="session")

@@ -86,15 +86,21 @@ class Inducing(_Estimator):
 class Exact(_Estimator):
     """No inducing points, for small data sets."""
 
-    def __init__(self, seed: int, dtype: str | None = None, max_iter: int | None = None) -> None:
-        super().__init__(seed, dtype, max_iter, approximation="exact")
+    def __init__(
+        self,
+        seed: int,
+        dtype: str | None = None,
+        max_iter: int | None = None,
+        kernel: str = "matern52",
+    ) -> None:
+        super().__init__(seed, dtype, max_iter, approximation="exact", kernel=kernel)
 
 
 class SparseInverse(_Estimator):
     """A sparse inverse Cholesky factor: every row given its neighbours, as many as is the default."""
 
-    def __init__(self, seed: int, max_iter: int | None = None) -> None:
-        super().__init__(seed, None, max_iter, approximation="sic")
+    def __init__(self, seed: int, max_iter: int | None = None, kernel: str = "matern52") -> None:
+        super().__init__(seed, None, max_iter, approximation="sic", kernel=kernel)
 
 
 class NeighborInducing(_Estimator):

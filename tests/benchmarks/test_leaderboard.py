@@ -35,7 +35,8 @@ def test_every_entry_has_one_job_for_each_budget_and_seeds_are_outermost(board, 
     assert [jobs[0].seed for jobs in ladders] == sorted(jobs[0].seed for jobs in ladders)
     assert all(len({job.key for job in jobs}) == len(jobs) for jobs in ladders)
     large = {jobs[0].peer for jobs in ladders if jobs[0].task == "protein"}
-    assert large == set(peers) - {"gpvi-exact", "gpytorch-sgpr-float64"}
+    small = {"gpvi-exact", "gpvi-exact-matern32", "gpytorch-sgpr-float64"}
+    assert large == set(peers) - small
     assert [job.options["steps"] for job in ladder(board, "gpytorch-sgpr", "kin40k")] == [
         5,
         15,
@@ -127,6 +128,17 @@ def test_medians_over_fewer_splits_are_not_compared(board, load):
     page = load("leaderboard_page")
     (standing,) = page.standings(summary_of(load, rows)["medians"])
     assert (standing.peer["peer"], standing.verdict) == ("gpflow-sgpr", "yes")
+
+
+def test_medians_over_different_splits_stand_in_tables_of_their_own(board, load):
+    rows = three(board, "gpflow-sgpr", [(0.6, 2.0)])
+    rows.append(made_up(ladder(board, "gpvi-coreset")[0], 0.1, 1.0))
+    text = load("leaderboard_page").page(summary_of(load, rows), "images/x.svg")
+    section = text[text.index("## Yacht") :]
+    heads = [i for i, line in enumerate(section.splitlines()) if line.startswith("| model")]
+    assert len(heads) == 2
+    assert "GPflow" in section.splitlines()[heads[0] + 2]
+    assert "coreset" in section.splitlines()[heads[1] + 2]
 
 
 def test_failures_are_listed_and_peers_alone_have_no_verdict(board, load):

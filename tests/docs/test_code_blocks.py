@@ -19,9 +19,13 @@ PAGES = (
     "README.md",
     "docs/quickstart.md",
     "docs/choosing.md",
+    "docs/likelihoods.md",
     "docs/state_space.md",
     "docs/sparse_inverse.md",
     "docs/sparse_family.md",
+    "docs/coreset.md",
+    "docs/neighbor_inducing.md",
+    "docs/orthogonal.md",
     "docs/troubleshooting.md",
 )
 

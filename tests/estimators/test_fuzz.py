@@ -30,9 +30,9 @@ TARGETS = {
     "counts": ["poisson", "zeros", "large", "fractions"],
 }
 LIKELIHOODS = {
-    "regressor": ["auto", "auto", "gaussian", "student_t"],
+    "regressor": ["auto", "auto", "gaussian", "student_t", "laplace", "censored_gaussian"],
     "classifier": ["auto", "auto", "logit", "softmax"],
-    "counts": ["auto", "poisson"],
+    "counts": ["auto", "poisson", "negative_binomial", "zero_inflated_poisson"],
 }
 KERNELS = [
     "matern52", "matern52", "matern12", "rbf", "linear", "rational_quadratic", "periodic",
@@ -171,7 +171,8 @@ def build(case: Case) -> tuple[Any, Any, dict[str, Any]]:
         }[case.weights]
     if case.extra and case.kind == "counts":
         extras["exposure"] = generator.uniform(0.1, 10, size=case.size)
-    if case.extra and case.kind == "regressor" and case.options["likelihood"] != "student_t":
+    gaussian = case.kind == "regressor" and case.options["likelihood"] in ("auto", "gaussian")
+    if case.extra and gaussian:
         extras["noise_variance"] = generator.uniform(0, 1, size=case.size) * np.var(y)
     return (*broken(case, X, y, extras, generator),)
 

@@ -13,11 +13,26 @@ from torch import Tensor
 
 from gpvi.likelihoods import (
     BernoulliLikelihood,
+    BetaLikelihood,
+    BinomialLikelihood,
+    CensoredGaussianLikelihood,
+    ExponentialLikelihood,
+    GammaLikelihood,
     GaussianLikelihood,
+    HeteroscedasticGaussianLikelihood,
+    HeteroscedasticStudentTLikelihood,
+    LaplaceLikelihood,
     Likelihood,
     LinearReadoutLikelihood,
+    LogNormalLikelihood,
+    NegativeBinomialLikelihood,
+    OrdinalLikelihood,
     PoissonLikelihood,
+    QuantileLikelihood,
+    RobustMaxLikelihood,
     StudentTLikelihood,
+    WeibullLikelihood,
+    ZeroInflatedLikelihood,
     as_likelihood,
 )
 
@@ -97,6 +112,9 @@ LABELS = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0], dtype=torch.float64)
 COUNTS = torch.tensor([0.0, 3.0, 1.0, 7.0, 2.0], dtype=torch.float64)
 UNIT = torch.tensor([0.1, 0.5, 0.9, 0.3, 0.7], dtype=torch.float64)
 EXPOSURE = torch.tensor([0.5, 1.0, 2.0, 4.0, 1.5], dtype=torch.float64)
+TRIALS = torch.tensor([3.0, 1.0, 7.0, 20.0, 2.0], dtype=torch.float64)
+TIMES = torch.tensor([0.3, 1.2, 0.05, 4.0, 2.5], dtype=torch.float64)
+CENSORED = torch.tensor([0.0, 1.0, 0.0, -1.0, 1.0], dtype=torch.float64)
 NOISE = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.05], dtype=torch.float64)
 TASKS = torch.stack([REAL, LABELS, UNIT], dim=-1)
 PAIRS = torch.stack([COUNTS, COUNTS.flip(0)], dim=-1)
@@ -116,7 +134,78 @@ CASES: dict[str, Case] = {
         tolerance=1e-6,
         impossible=-1.0,
     ),
+    "negative_binomial": Case(
+        NegativeBinomialLikelihood,
+        COUNTS,
+        {"exposure": EXPOSURE},
+        tolerance=1e-6,
+        impossible=-1.0,
+    ),
+    "negative_binomial_softplus": Case(
+        lambda: NegativeBinomialLikelihood(dispersion=0.01, link="softplus"),
+        COUNTS,
+        {"exposure": EXPOSURE},
+        tolerance=1e-6,
+        impossible=-1.0,
+    ),
+    "binomial_logit": Case(
+        BinomialLikelihood, LABELS, {"trials": TRIALS}, tolerance=1e-5, impossible=-1.0
+    ),
+    "binomial_probit": Case(
+        lambda: BinomialLikelihood(link="probit"),
+        LABELS,
+        {"trials": TRIALS},
+        tolerance=1e-5,
+        impossible=2.0,
+    ),
+    "zero_inflated_poisson": Case(
+        lambda: ZeroInflatedLikelihood(PoissonLikelihood(), 0.3),
+        COUNTS,
+        {"exposure": EXPOSURE},
+        tolerance=1e-7,
+        impossible=-1.0,
+    ),
+    "zero_inflated_negative_binomial": Case(
+        lambda: ZeroInflatedLikelihood(NegativeBinomialLikelihood()),
+        COUNTS,
+        {"exposure": EXPOSURE},
+        tolerance=1e-6,
+        impossible=-1.0,
+    ),
     "student_t": Case(lambda: StudentTLikelihood(scale=0.4), REAL),
+    "gamma": Case(
+        lambda: GammaLikelihood(1.7), TIMES, {"censored": CENSORED}, tolerance=1e-8, impossible=0.0
+    ),
+    "exponential": Case(
+        ExponentialLikelihood, TIMES, {"censored": CENSORED}, tolerance=1e-8, impossible=-2.0
+    ),
+    "weibull": Case(
+        lambda: WeibullLikelihood(1.5),
+        TIMES,
+        {"censored": CENSORED},
+        tolerance=1e-8,
+        impossible=0.0,
+    ),
+    "log_normal": Case(
+        LogNormalLikelihood, TIMES, {"censored": CENSORED}, tolerance=1e-8, impossible=-1.0
+    ),
+    "censored_gaussian": Case(
+        lambda: CensoredGaussianLikelihood(0.2), REAL, {"censored": CENSORED}, tolerance=1e-8
+    ),
+    "laplace": Case(lambda: LaplaceLikelihood(0.5), REAL, tolerance=1e-4),
+    "quantile": Case(lambda: QuantileLikelihood(0.8, 0.2), REAL, tolerance=1e-4),
+    "beta": Case(BetaLikelihood, UNIT, tolerance=1e-5, impossible=1.0),
+    "ordinal": Case(
+        lambda: OrdinalLikelihood(4), COUNTS.clamp(max=3), tolerance=1e-6, impossible=4.0
+    ),
+    "heteroscedastic_gaussian": Case(HeteroscedasticGaussianLikelihood, REAL),
+    "heteroscedastic_student_t": Case(HeteroscedasticStudentTLikelihood, REAL),
+    "robust_max": Case(
+        lambda: RobustMaxLikelihood(NUM_LATENTS, 0.1),
+        COUNTS.clamp(max=2),
+        impossible=3.0,
+        is_smooth=False,
+    ),
     "wrapped_gaussian": Case(
         lambda: wrapped(gpytorch.likelihoods.GaussianLikelihood()), REAL, {"noise": NOISE + 0.1}
     ),

@@ -130,10 +130,12 @@ def _run(
     arrays = (*_arrays(sets.pattern), V, index, counts, b, rows, visit)
     seeds = index.shape[1] + 1 + (sets.pattern.num_neighbors if sets.union else 0)
     room = min(sets.pattern.num_rows, LANES * seeds * (sets.pattern.num_neighbors + 1) ** 2)
+    if sets.complete:
+        room = sets.pattern.num_rows
 
     def part(worker: int) -> None:
         start, stop = (-(-R // LANES) * n // workers * LANES for n in (worker, worker + 1))
-        flags = (sets.own, sets.union, sets.unit, collect)
+        flags = (sets.own, sets.union, sets.unit, sets.complete, collect)
         outputs = (weights, norms, along, totals[worker])
         _sweep(*arrays, *flags, *outputs, start, min(stop, R), room)
 
@@ -251,7 +253,7 @@ def _note(a, words, summary):  # type: ignore[no-untyped-def] # pragma: no cover
 
 @njit(cache=True, nogil=True)
 def _gather(  # type: ignore[no-untyped-def] # pragma: no cover
-    neighbors, counts, index, index_counts, sources, own, union, reach, words, summary,
+    neighbors, counts, index, index_counts, sources, own, union, complete, reach, words, summary,
     reached, bits, members, masks, position,
 ):  # fmt: skip
     """Ancestors of the rows of a group, ascending, and the lanes that each belongs to.
@@ -270,7 +272,9 @@ def _gather(  # type: ignore[no-untyped-def] # pragma: no cover
                 size = _add(neighbors[q, k], bit, reach, reached, size)
     for t in range(size):
         _note(np.uint64(reached[t]), words, summary)
-    for _ in range(2):
+    if complete:
+        _note_all(neighbors, counts, reach, words, summary)
+    for _ in range(0 if complete else 2):
         found = size
         # Lanes as they were before this generation: a step at a time.
         for t in range(found):
@@ -285,6 +289,26 @@ def _gather(  # type: ignore[no-untyped-def] # pragma: no cover
                     size += 1
                 reach[a] |= bits[t]
     return _list(words, summary, reach, members, masks, position)
+
+
+@njit(cache=True, nogil=True)
+def _note_all(neighbors, counts, reach, words, summary):  # type: ignore[no-untyped-def] # pragma: no cover
+    """All ancestors of what is noted, last first: neighbours are earlier, so one pass is enough."""
+    one = np.uint64(1)
+    for j in range(len(words) - 1, -1, -1):
+        if words[j] == 0:
+            continue
+        # A word may gain bits below the one in hand while it is gone through.
+        for low in range(63, -1, -1):
+            if words[j] & (one << np.uint64(low)) == 0:
+                continue
+            c = np.uint64(64 * j + low)
+            bits = reach[c]
+            for k in range(counts[c]):
+                a = np.uint64(neighbors[c, k])
+                if reach[a] == 0:
+                    _note(a, words, summary)
+                reach[a] |= bits
 
 
 @njit(cache=True, nogil=True)
@@ -308,7 +332,7 @@ def _list(words, summary, reach, members, masks, position):  # type: ignore[no-u
 
 @njit(cache=True, nogil=True, fastmath=_FLAGS, error_model="numpy")
 def _sweep(  # type: ignore[no-untyped-def] # pragma: no cover
-    neighbors, counts, V, index, index_counts, values, rows, visit, own, union, unit, collect,
+    neighbors, counts, V, index, index_counts, values, rows, visit, own, union, unit, complete, collect,
     weights, norms, along, total, start, stop, room,
 ):  # fmt: skip
     """Rows ``visit[start:stop]`` in groups of eight; without weights, only norms are asked for."""
@@ -329,8 +353,8 @@ def _sweep(  # type: ignore[no-untyped-def] # pragma: no cover
         group = visit[g : min(g + LANES, stop)]
         sources = rows[group]
         size = _gather(
-            neighbors, counts, index, index_counts, sources, own, union, reach, words, summary,
-            reached, bits, members, masks, position,
+            neighbors, counts, index, index_counts, sources, own, union, complete, reach, words,
+            summary, reached, bits, members, masks, position,
         )  # fmt: skip
         for b in range(len(V)):
             X[: size * blocks] = 0.0

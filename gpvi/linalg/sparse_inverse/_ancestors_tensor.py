@@ -27,8 +27,8 @@ class AncestorSets:
 
     Row ``rows[r]`` of ``index`` belongs to output r. ``own`` adds the number of the row itself, ``union``
     also its neighbours in the pattern. The ancestors are all these, their neighbours and the neighbours'
-    neighbours. Besides the
-    right-hand side of values, ``unit`` asks for that of the row's own unit vector.
+    neighbours; if ``complete``, also those of these, and so on. Besides the right-hand side of values,
+    ``unit`` asks for that of the row's own unit vector.
     """
 
     pattern: NeighborPattern
@@ -38,6 +38,7 @@ class AncestorSets:
     own: bool
     union: bool
     unit: bool
+    complete: bool = False
 
     @property
     def outputs(self) -> tuple[int, int]:
@@ -215,10 +216,14 @@ def _chunks(sets: AncestorSets, batch: int) -> Iterator[_Blocks]:
         if sets.union:
             parts.append(neighbors[q])
         seeds = torch.cat(parts, -1)
-        for _ in range(2):
+        ancestors = _distinct(torch.where(seeds < 0, M, seeds), M)
+        generation, known = 0, -1
+        # Every row's list only grows, and the longest decides nothing: count all of them.
+        while generation < 2 or (sets.complete and known < int((ancestors < M).sum())):
+            known, generation = int((ancestors < M).sum()), generation + 1
+            seeds = torch.where(ancestors < M, ancestors, -1)
             lists = torch.cat([seeds, _neighbors_of(neighbors, seeds).flatten(1)], -1)
             ancestors = _distinct(torch.where(lists < 0, M, lists), M)
-            seeds = torch.where(ancestors < M, ancestors, -1)
         size = max(1, _CHUNK // (batch * max(1, ancestors.shape[1]) ** 2))
         for chunk in range(0, len(part), size):
             cut = slice(chunk, chunk + size)

@@ -14,9 +14,13 @@ from gpvi.exceptions import EngineWarning, InputError
 __all__ = [
     "as_array",
     "as_arrays",
+    "check_columns",
     "check_first",
     "check_num_neighbors",
     "compiled_engine",
+    "largest",
+    "rescaled",
+    "scale_exponent",
     "squared_distances",
 ]
 
@@ -49,14 +53,33 @@ def as_array(x: Tensor, name: str) -> np.ndarray:
 
 def as_arrays(tensors: dict[str, Tensor]) -> list[np.ndarray]:
     """Coordinates of one space, multiplied by a power of two where squares would over- or underflow."""
-    arrays = [as_array(x, name) for name, x in tensors.items()]
-    if len({values.shape[1] for values in arrays}) > 1:
-        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
+    arrays = {name: as_array(x, name) for name, x in tensors.items()}
+    check_columns(arrays)
+    exponent = scale_exponent(*map(largest, arrays.values()))
+    return [rescaled(values, exponent) for values in arrays.values()]
+
+
+def check_columns(arrays: dict[str, np.ndarray]) -> None:
+    """Refuse coordinates of different spaces."""
+    if len({values.shape[1] for values in arrays.values()}) > 1:
+        shapes = ", ".join(f"{name} {values.shape}" for name, values in arrays.items())
         raise InputError(f"expected the same number of columns; got {shapes}.")
-    exponent = int(np.frexp(max(np.abs(values).max() for values in arrays))[1])
-    if abs(exponent) > _LARGE_EXPONENT:
-        arrays = [np.ldexp(values, -exponent) for values in arrays]
-    return arrays
+
+
+def largest(values: np.ndarray) -> float:
+    """Largest magnitude of a coordinate."""
+    return float(np.abs(values).max())
+
+
+def scale_exponent(*magnitudes: float) -> int:
+    """Binary exponent to divide coordinates by, 0 where their squares neither over- nor underflow."""
+    exponent = int(np.frexp(max(magnitudes))[1])
+    return exponent if abs(exponent) > _LARGE_EXPONENT else 0
+
+
+def rescaled(values: np.ndarray, exponent: int) -> np.ndarray:
+    """Coordinates divided by a power of two."""
+    return np.ldexp(values, -exponent) if exponent else values
 
 
 def check_num_neighbors(num_neighbors: int) -> None:

@@ -7,7 +7,8 @@ over the nearest. Here the ancestors A are the indices of b, the neighbours of e
 these, and the block :math:`V_{AA}` is solved exactly; with the neighbours of a point among its indices this
 goes three generations back. (Two are not enough where data are weak.)
 A row's cost does not depend on how many rows there are. What lies further away is left out: if no entry
-beside the diagonal is positive and right-hand sides have one sign, the results are lower bounds.
+beside the diagonal is positive and right-hand sides have one sign, the results are lower bounds. With
+``complete`` the ancestors are all there are, and the results exact.
 
 The derivative needs no more than the solutions. With :math:`x = V_{AA}^{-1} b` and
 :math:`y = V_{AA}^{-\top} x`,
@@ -40,6 +41,8 @@ def inverse_norms(
     factor: Tensor,  # shape: [*b, M, m + 1]
     index: Tensor,  # shape: [R, k]
     values: Tensor,  # shape: [*b, R, k]
+    *,
+    complete: bool = False,
 ) -> Tensor:
     """Squared norms ``|V^-1 b_r|^2`` of sparse right-hand sides, each on its nearest ancestors.
 
@@ -53,11 +56,13 @@ def inverse_norms(
         Rows in which every right-hand side has entries; -1, at the end, where it has fewer.
     values : Tensor, shape [*b, R, k]
         Those entries.
+    complete : bool
+        Whether to go through all ancestors, however many, in place of the nearest.
 
     Returns
     -------
     Tensor, shape [*b, R]
-        ``|V_AA^-1 b_r|^2``, where A holds the indices of row r and their neighbours. Differentiable once
+        ``|V_AA^-1 b_r|^2``, where A holds the ancestors of the indices of row r. Differentiable once
         in the factor and the values; computed in double precision.
 
     Raises
@@ -91,6 +96,7 @@ def inverse_norms(
         own=False,
         union=False,
         unit=False,
+        complete=complete,
     )
     return _norms(sets, factor, values)[..., 0]
 
@@ -101,6 +107,8 @@ def posterior_norms(
     prior_pattern: NeighborPattern,
     columns: Tensor,  # shape: [*b, M, k + 1]
     rows: Tensor | None = None,  # shape: [R]
+    *,
+    complete: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Marginal variances ``|V^-1 e_i|^2`` and terms ``|V^-1 U_i|^2`` of the trace, in one pass.
 
@@ -119,6 +127,8 @@ def posterior_norms(
         Columns of the prior's ``U``.
     rows : Tensor of int32, shape [R], optional
         Points, all of them if left out.
+    complete : bool
+        Whether to go through all ancestors, however many, in place of the nearest.
 
     Returns
     -------
@@ -170,6 +180,7 @@ def posterior_norms(
         own=True,
         union=prior_pattern is not pattern,
         unit=True,
+        complete=complete,
     )
     norms = _norms(sets, factor, columns)
     return norms[..., 1], norms[..., 0]

@@ -76,8 +76,7 @@ def order_by_level(pattern: NeighborPattern) -> tuple[Tensor, NeighborPattern]:
 
     Every order in which points come after their neighbours makes the same factor. This one goes level by
     level and follows the schedule within each: points that are visited in turn lie near each other, and so
-    do their neighbours, in each of the levels before. A million points in a square are factorised and
-    solved with in three quarters of the time that their maximin order takes.
+    do their neighbours, in each of the levels before.
 
     Parameters
     ----------

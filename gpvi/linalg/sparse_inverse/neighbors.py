@@ -22,10 +22,13 @@ from torch import Tensor
 from gpvi.exceptions import InputError
 from gpvi.linalg.sparse_inverse._points import (
     as_array,
-    as_arrays,
+    check_columns,
     check_first,
     check_num_neighbors,
     compiled_engine,
+    largest,
+    rescaled,
+    scale_exponent,
 )
 from gpvi.linalg.sparse_inverse.ordering import curve_order, spatial_order
 from gpvi.linalg.sparse_inverse.pattern import NeighborPattern
@@ -61,7 +64,9 @@ class NeighborSearch:
 
     def __init__(self, points: Tensor) -> None:
         self._given = as_array(points, "points")
-        (self._x,) = as_arrays({"points": points})
+        self._largest = largest(self._given)
+        self._exponent = scale_exponent(self._largest)
+        self._x = rescaled(self._given, self._exponent)
         self._engine = _neighbor_engine()
         self._tree = self._engine.tree(self._x)
         self._number: np.ndarray | None = None
@@ -136,9 +141,13 @@ class NeighborSearch:
             As for :func:`nearest_points`.
         """
         check_num_neighbors(num_neighbors)
-        x, z = as_arrays({"points": torch.from_numpy(self._given), "queries": queries})
-        # Another scale than the tree's, where queries are far beyond the points.
-        tree = self._tree if x.flat[0] == self._x.flat[0] else self._engine.tree(x)
+        z = as_array(queries, "queries")
+        check_columns({"points": self._given, "queries": z})
+        # Queries far beyond the points put both on another scale than the tree's.
+        exponent = scale_exponent(self._largest, largest(z))
+        tree, z = self._tree, rescaled(z, exponent)
+        if exponent != self._exponent:
+            tree = self._engine.tree(rescaled(self._given, exponent))
         found = self._engine.nearest(tree, z, num_neighbors, curve_order(z))
         if self._number is not None:
             moved = np.where(found >= 0, self._number[found], _NONE)
@@ -219,11 +228,7 @@ def nearest_points(points: Tensor, queries: Tensor, num_neighbors: int) -> Tenso
     >>> nearest_points(torch.tensor([[0.0], [4.0], [1.0]]), torch.tensor([[3.0], [-1.0]]), 2).tolist()
     [[1, 2], [0, 2]]
     """
-    check_num_neighbors(num_neighbors)
-    x, z = as_arrays({"points": points, "queries": queries})
-    engine = _neighbor_engine()
-    found = engine.nearest(engine.tree(x), z, num_neighbors, curve_order(z))
-    return torch.from_numpy(found).to(queries.device)
+    return NeighborSearch(points).nearest(queries, num_neighbors)
 
 
 def neighbor_pattern(points: Tensor, num_neighbors: int) -> NeighborPattern:

@@ -164,6 +164,39 @@ def test_inverse_norms_solve_the_block_of_ancestors(
     torch.testing.assert_close(norms, torch.stack(expected, -1), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_complete_norms_go_through_all_ancestors(
+    dense: ModuleType, engine: str, batch: tuple[int, ...]
+) -> None:
+    """Chains and random patterns, values and gradients, against dense algebra."""
+    for pattern in (dense.random_pattern(150, 2, ragged=True), dense.random_pattern(150, 1)):
+        V = dense.random_columns(pattern, batch).requires_grad_()
+        U = dense.random_columns(pattern, seed=1).requires_grad_()
+        index, values = sparse_sides(150, 20, 4, batch)
+        values.requires_grad_()
+        variance, trace = posterior_norms(pattern, V, pattern, U, complete=True)
+        sides = inverse_norms(pattern, V, index, values, complete=True)
+        full_V, full_U = dense.dense_factor(pattern, V), dense.dense_factor(pattern, U)
+        inverse = torch.linalg.inv(full_V)
+        expected = (
+            inverse.square().sum(-2),
+            (inverse @ full_U).square().sum(-2),
+            (dense_sides(index, values, 150) @ inverse.mT).square().sum(-1),
+        )
+        weights = torch.linspace(0.5, 1.5, 150, dtype=torch.float64)
+        slopes = []
+        for parts in ((variance, trace, sides), expected):
+            total = sum((part * weights[: part.shape[-1]]).sum() for part in parts)
+            slopes.append(torch.autograd.grad(total, (V, U, values)))
+        for ours, theirs in zip((variance, trace, sides), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+        used = torch.cat([pattern.neighbors >= 0, torch.ones(150, 1, dtype=torch.bool)], -1)
+        (ours, *others), (theirs, *more) = slopes
+        torch.testing.assert_close(ours * used, theirs * used, rtol=1e-8, atol=1e-8)
+        for one, two in zip(others, more, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-8)
+
+
 def test_right_hand_sides_without_entries(dense: ModuleType, engine: str) -> None:
     pattern = dense.random_pattern(5, 2)
     V = dense.random_columns(pattern).requires_grad_()

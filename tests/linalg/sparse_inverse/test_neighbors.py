@@ -280,7 +280,13 @@ def test_renumbered_search() -> None:
         search.renumbered(order[:10])
 
 
-def test_search_far_beyond_its_points() -> None:
+@pytest.mark.parametrize("first", [0.0, 0.25])
+def test_search_far_beyond_its_points(first: float) -> None:
     x = torch.from_numpy(uniform(60, 2))
+    x[0, 0] = first
     z = torch.tensor([[1e200, 0.3], [0.2, -1e200]], dtype=torch.float64)
-    assert torch.equal(NeighborSearch(x).nearest(z, 3), nearest_points(x, z, 3))
+    search = NeighborSearch(x)
+    # Seen from there, all points are at the same distance in floating point.
+    assert search.nearest(z, 3).tolist() == [[0, 1, 2]] * 2
+    near = x[:5] + 0.01
+    check_distances(x.numpy(), near.numpy(), np.full(5, 60), search.nearest(near, 3).numpy())
