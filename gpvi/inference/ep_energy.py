@@ -44,7 +44,7 @@ __all__ = ["ep_energy"]
 # above this.
 _SMALLEST_GAP = 1e-5
 
-_NUM_NODES = 20
+_NUM_NODES = 40
 _NUM_RECENTRINGS = 12
 
 
@@ -182,7 +182,9 @@ def _log_tilted(
     """``log int p(y | f)^a N(f) df`` of every row, zero where nothing was observed."""
     missing = model.missing(y)
     mean, variance = cavity.mean, cavity.variance
-    if exponent is None and power == 1.0 or exponent is not None and bool((exponent == 1.0).all()):
+    if (exponent is None and power == 1.0) or (
+        exponent is not None and bool((exponent == 1.0).all())
+    ):
         value = model.predict_log_density(y, mean, variance, **rows)
         return torch.where(missing, torch.zeros_like(value), value)
     a = torch.full_like(mean, power) if exponent is None else exponent.expand_as(mean)
