@@ -30,6 +30,7 @@ from gpvi.likelihoods import (
     PoissonLikelihood,
     StudentTLikelihood,
 )
+from gpvi.strategies import SiteStrategy
 
 KNOWN_NOISE = GaussianLikelihood(noise=0.3, learn_noise=False)
 
@@ -338,6 +339,28 @@ def test_crude_marginals_do_not_break_the_energy():
     object.__setattr__(crude, "sites", sites)
     value = ep_energy(crude, BernoulliLikelihood(), labels(12))
     assert bool(torch.isfinite(value))
+
+
+class Model(gpytorch.models.ApproximateGP):
+    def __init__(self, x: Tensor) -> None:
+        super().__init__(SiteStrategy(self, Exact(), site_parameters="natural", train_inputs=x))
+        self.mean_module = gpytorch.means.ZeroMean()
+        self.covar_module = process().kernel
+
+    def forward(self, x: Tensor) -> gpytorch.distributions.MultivariateNormal:
+        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+
+
+def test_strategies_of_gpytorch_models_give_the_posterior():
+    x, y, likelihood = inputs(12), labels(12), BernoulliLikelihood()
+    model = Model(x).double()
+    for _ in range(60):
+        model.variational_strategy.natural_step(likelihood, x, y, step_size=0.7)
+    loss = -ep_energy(model.variational_strategy.posterior(), likelihood, y)
+    expected = ep_energy(probit_posterior(Exact()), likelihood, y)
+    assert -loss.item() == pytest.approx(expected.item(), abs=1e-4)
+    loss.backward()
+    assert all(bool(p.grad.abs() > 0) for p in model.covar_module.parameters())
 
 
 # --- refusals -------------------------------------------------------------------------------------
