@@ -65,7 +65,7 @@ class GPCountRegressor(RegressorMixin, RegressionEstimator):
         Free(initial=1.0, bounds=(0.1, 10.0), prior=...)}``, a gpytorch prior, or "dimension_scaled" for
         lengthscales. Names are those that ``summary()`` shows (without an index), or their last parts;
         where two match, the longer one counts.
-    objective : {"tighter_elbo", "elbo"}
+    objective : {"tighter_elbo", "elbo", "ep"}
         What is maximised (with the log densities of priors).
     optimizer : {"auto", "lbfgs", "adam"} or None
         "auto" is L-BFGS on all rows and Adam on minibatches; None keeps all hyperparameters at their

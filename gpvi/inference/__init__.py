@@ -4,6 +4,7 @@ from gpvi.inference.adam import maximize_by_adam
 from gpvi.inference.checkpoint import EvaluationLog, fingerprint, load_state, save_state
 from gpvi.inference.cvi import CVIResult, cvi
 from gpvi.inference.data_term import data_term, dual
+from gpvi.inference.ep_energy import ep_energy
 from gpvi.inference.evaluator import Ascent
 from gpvi.inference.fit import OPTIMIZERS, WarmStart, fit
 from gpvi.inference.full_batch import maximize
@@ -36,6 +37,7 @@ __all__ = [
     "debiased_whittle",
     "dual",
     "elbo",
+    "ep_energy",
     "fingerprint",
     "fit",
     "initialize_hyperparameters",

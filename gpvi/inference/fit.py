@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gpvi.approximations import Approximation, GaussianProcess, InducingPoints
 from gpvi.exceptions import InputError, UnsupportedError
+from gpvi.inference.alternation import ascend_in_turns
 from gpvi.inference.checkpoint import EvaluationLog, fingerprint, module_settings
 from gpvi.inference.coordinates import Curvature
 from gpvi.inference.evaluator import Ascent
@@ -105,8 +106,10 @@ def fit(
         Inputs.
     y : Tensor, shape [N] or [*b, N]
         Targets; NaN means not observed.
-    objective : {"tighter_elbo", "elbo"}
-        What is maximised (with the log densities of registered priors added).
+    objective : {"tighter_elbo", "elbo", "ep"}
+        What is maximised (with the log densities of registered priors added). "ep" is
+        :func:`ep_energy`, for a likelihood that is not Gaussian (for one that is, the ELBO): q and
+        hyperparameters take turns. Needs a prior without residual.
     groups : Tensor of int, shape [N], optional
         Flat independent groups.
     weights : Tensor, shape [N], optional
@@ -177,6 +180,8 @@ def fit(
     plan = approximation.plan(x, groups)
     problem = FitProblem(gp, approximation, model, x, y, plan, objective, weights, dict(rows))
     _check_problem(problem)
+    if problem.alternates:
+        _check_energy(problem, batch_size, checkpoint)
     optimizer = _checked_optimizer(optimizer, batch_size)
     _check_step_sizes(learning_rate, natural_step_size)
     if batch_size is not None:
@@ -252,7 +257,8 @@ def _full_batch(
     """Ascend on all rows: by Adam if there is a learning rate, else by L-BFGS."""
     ascent = Ascent(math.nan, 0, False, "no iterations after the warm start")
     if max_iter:
-        ascent = ascend_in_rounds(
+        ascend = ascend_in_turns if problem.alternates else ascend_in_rounds
+        ascent = ascend(
             problem,
             max_iter=max_iter,
             tolerance=tolerance,
@@ -301,8 +307,10 @@ def _warm_start(problem: FitProblem, options: WarmStart | None, run: _Run) -> As
 
 
 def _ascend_first(problem: FitProblem, options: WarmStart, run: _Run) -> Ascent:
+    # A subset is for a rough start, for which the bound does as well and q need not take turns.
+    rough = replace(problem, objective="elbo") if problem.alternates else problem
     return maximize(
-        problem,
+        rough,
         stage="warm start",
         max_iter=options.max_evaluations,
         max_evaluations=options.max_evaluations,
@@ -351,6 +359,27 @@ def _check_problem(problem: FitProblem) -> None:
         raise InputError(
             f"x is {problem.x.dtype} and the process computes in {moments.dtype}; convert one of them "
             "(gp.to(x))."
+        )
+
+
+def _check_energy(
+    problem: FitProblem, batch_size: int | None, checkpoint: str | os.PathLike | None
+) -> None:
+    if batch_size is not None:
+        raise UnsupportedError(
+            f"objective='ep' and batch_size={batch_size}: cavities need the sites of all rows; leave "
+            "batch_size out, or use objective='elbo'."
+        )
+    if problem.likelihood.num_latents > 1:
+        raise UnsupportedError(
+            f"objective='ep' and {type(problem.likelihood).__name__}, which couples "
+            f"{problem.likelihood.num_latents} latent functions: cavities are of one function each; use "
+            "objective='elbo'."
+        )
+    if checkpoint is not None:
+        raise UnsupportedError(
+            f"objective='ep' and checkpoint={os.fspath(checkpoint)!r}: turns of q and hyperparameters "
+            "cannot be resumed; leave checkpoint out, or use objective='elbo'."
         )
 
 

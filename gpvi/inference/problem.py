@@ -15,16 +15,17 @@ from torch import Tensor
 
 from gpvi._warnings import without
 from gpvi.approximations import Approximation, GaussianProcess, Plan, Posterior, Prior, Sites
-from gpvi.exceptions import AccuracyWarning, InputError
+from gpvi.exceptions import AccuracyWarning, InputError, UnsupportedError
 from gpvi.inference.cvi import CVIResult, cvi
 from gpvi.inference.data_term import data_term
+from gpvi.inference.ep_energy import ep_energy
 from gpvi.inference.parameters import log_prior
 from gpvi.likelihoods import Likelihood
 
 __all__ = ["CVI_TOLERANCE", "OBJECTIVES", "FitProblem"]
 
 #: Names of the objectives that a fit can maximise.
-OBJECTIVES = ("tighter_elbo", "elbo")
+OBJECTIVES = ("tighter_elbo", "elbo", "ep")
 
 _CVI_STEPS = 30
 
@@ -50,8 +51,9 @@ class FitProblem:
         Targets; NaN means not observed. Brought to the dtype of ``x``.
     plan : Plan
         From ``approximation.plan``.
-    objective : {"tighter_elbo", "elbo"}
-        What is maximised.
+    objective : {"tighter_elbo", "elbo", "ep"}
+        What is maximised. The energy "ep" of a likelihood that is not Gaussian is taken at held sites,
+        which :meth:`settle` brings up to date.
     weights : Tensor, shape [N], optional
         Row weights.
     rows : dict of str to Tensor
@@ -133,7 +135,14 @@ class FitProblem:
     @property
     def exact_gradient(self) -> bool:
         """Whether gradients are those of :meth:`value` to rounding, and not with q held."""
+        if self.alternates:
+            return True
         return self.approximation.exact_conditioning or self._noise() is not None
+
+    @property
+    def alternates(self) -> bool:
+        """Whether :meth:`value` holds the sites, so that q and hyperparameters have to take turns."""
+        return self.objective == "ep" and self._noise() is None
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
@@ -196,7 +205,7 @@ class FitProblem:
         """Objective at today's parameters, scalar total nats (plus log priors), on the graph."""
         # An optimiser passes hyperparameters that are no result; :meth:`infer` warns of those that are.
         with without(AccuracyWarning):
-            bound = self.gaussian_value()
+            bound = self._energy() if self.alternates else self.gaussian_value()
             if bound is None:
                 bound = self._fixed_point_value()
         return bound.sum() + log_prior(list(self.modules.values()))
@@ -207,11 +216,20 @@ class FitProblem:
             prior = self.approximation.prior(self.gp, self.x, plan=self.plan)
             sites = self._gaussian_sites()
             if sites is None:
-                return self._infer(prior, CVI_TOLERANCE)
+                result = self._infer(prior, CVI_TOLERANCE)
+                if not self.alternates:
+                    return result
+                return replace(result, objective=float(self._energy_of(result.posterior).sum()))
             posterior = prior.condition(sites)
             bound = self._site_bound(posterior)
             value = float(bound.sum())
         return CVIResult(sites, posterior.detach(), value, 1, True, [value])
+
+    def settle(self) -> None:
+        """Bring the sites that an energy holds to their fixed point at today's parameters."""
+        if self.alternates:
+            with torch.no_grad(), without(AccuracyWarning):
+                self.sites = self._infer(self._energy_prior(), CVI_TOLERANCE).sites
 
     def gaussian_value(self) -> Tensor | None:
         """Collapsed bound of a Gaussian likelihood, total per batch entry; None for any other."""
@@ -220,6 +238,27 @@ class FitProblem:
             return None
         fast = self._fast_gaussian(noise)
         return self._general_gaussian() if fast is None else fast
+
+    def _energy(self) -> Tensor:
+        """Energy of expectation propagation at held sites."""
+        if self.sites is None:
+            self.settle()
+        assert self.sites is not None
+        return self._energy_of(self._energy_prior().condition(self.sites))
+
+    def _energy_prior(self) -> Prior:
+        """Today's prior, unless the energy is no guide to its hyperparameters."""
+        prior = self.approximation.prior(self.gp, self.x, plan=self.plan)
+        if prior.residual is not None:
+            raise UnsupportedError(
+                f"objective='ep' and {type(self.approximation).__name__}, whose basis leaves part of f open: "
+                "the energy then grows beyond the evidence where the basis explains less. Use "
+                "objective='tighter_elbo', or Exact, SparseInverseCholesky or StateSpace."
+            )
+        return prior
+
+    def _energy_of(self, posterior: Posterior) -> Tensor:
+        return ep_energy(posterior, self.likelihood, self.y, weights=self.weights, **self.rows)
 
     def _fixed_point_value(self) -> Tensor:
         """Objective at fixed-point sites, with the gradient at held sites."""
