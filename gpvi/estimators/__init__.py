@@ -1,6 +1,7 @@
 """scikit-learn estimators."""
 
 from gpvi.estimators.classifier import GPClassifier
+from gpvi.estimators.coresets import DataCoreset
 from gpvi.estimators.counts import GPCountRegressor
 from gpvi.estimators.forecasting import Component, Decomposition, Forecast
 from gpvi.estimators.functions import FunctionSamples
@@ -17,6 +18,7 @@ from gpvi.estimators.time_series import TimeSeriesGP
 
 __all__ = [
     "Component",
+    "DataCoreset",
     "Decomposition",
     "FitSummary",
     "Fixed",

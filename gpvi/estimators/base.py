@@ -18,6 +18,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from gpvi.estimators.building import LikelihoodBuilder, build_likelihood
+from gpvi.estimators.coresets import keep_coreset
 from gpvi.estimators.fitting import TrainingData, fit_model
 from gpvi.estimators.functions import FunctionSamples
 from gpvi.estimators.hyperparameters import HyperparameterSpec, check_hyperparameters
@@ -348,19 +349,18 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
         options = fit_options(self, likelihood, x_map, y_map, scale, specs)
         outcome = fit_model(data, options)
         self._columns, self._model = data.columns, outcome.model
-        process = outcome.process
         self.posterior_ = outcome.model.posterior
-        self.kernel_ = process.kernel
+        self.kernel_ = outcome.process.kernel
         self.likelihood_ = outcome.model.likelihood
         self.approximation_ = outcome.choice.approximation
-        self.elbo_ = outcome.objective
-        self.history_ = outcome.history
+        self.elbo_, self.history_ = outcome.objective, outcome.history
         self.n_iter_ = max(1, outcome.result.num_iterations)
         target = "y" if self._standardizes_targets else "f"
-        parameters = list_hyperparameters(process, self.likelihood_, x_map, y_map, target)
+        parameters = list_hyperparameters(outcome.process, self.likelihood_, x_map, y_map, target)
         self._summary = summarize(
             type(self).__name__, outcome, parameters, data.columns, bool(self.standardize)
         )
+        keep_coreset(self, outcome.model)
         return self
 
     def _training_data(

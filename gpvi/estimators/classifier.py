@@ -106,6 +106,8 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
         Fitted likelihood.
     approximation_ : Approximation
         What was used, over standardised inputs.
+    coreset_ : DataCoreset
+        Weighted points in the units of the data; with ``approximation="coreset"`` only.
     elbo_ : float
         Bound on the log evidence in total nats.
     history_ : list of FitRecord

@@ -103,6 +103,8 @@ class GPCountRegressor(RegressorMixin, RegressionEstimator):
         Fitted likelihood.
     approximation_ : Approximation
         What was used, over standardised inputs.
+    coreset_ : DataCoreset
+        Weighted points in the units of the data; with ``approximation="coreset"`` only.
     elbo_ : float
         Bound on the log evidence in total nats.
     history_ : list of FitRecord

@@ -118,6 +118,8 @@ class GPRegressor(RegressorMixin, RegressionEstimator):
         Fitted likelihood, in standardised units.
     approximation_ : Approximation
         What was used, in standardised units.
+    coreset_ : DataCoreset
+        Weighted points in the units of the data; with ``approximation="coreset"`` only.
     elbo_ : float
         Bound on the log evidence in total nats, in the units of y.
     history_ : list of FitRecord

@@ -6,6 +6,7 @@ from typing import TypeVar
 import numpy as np
 from sklearn.base import BaseEstimator
 
+from gpvi.estimators.coresets import DataCoreset
 from gpvi.estimators.hyperparameters import Fixed, Free, InDataUnits
 from gpvi.estimators.inputs import InputColumns
 from gpvi.estimators.model import FittedModel
@@ -23,6 +24,7 @@ EstimatorT = TypeVar("EstimatorT", bound=BaseEstimator)
 _PRIVATE = {"_columns": InputColumns, "_model": FittedModel, "_summary": FitSummary}
 
 for _part in (
+    DataCoreset,
     Fixed,
     FitSummary,
     FittedModel,

@@ -94,6 +94,64 @@ class CoresetDisplay:
             along = np.asarray(curve[0], dtype=np.float64).ravel()
             self.curve = along, _checked("curve", curve[1], along.shape)
 
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: ArrayLike | None = None,
+        y: ArrayLike | None = None,
+        *,
+        latent: int = 0,
+        ax: "Axes | None" = None,
+        **options: Any,
+    ) -> Self:
+        """Draw the coreset of a fitted estimator, over data where they are given.
+
+        Parameters
+        ----------
+        estimator : estimator of gpvi
+            Fitted with ``approximation="coreset"``.
+        X : array-like, shape [N, D], optional
+            Inputs in numbers.
+        y : array-like, shape [N], optional
+            Targets in the units of the coreset's, with X.
+        latent : int
+            Which latent function, where there are several.
+        ax : matplotlib Axes, optional
+            Where to draw; a new figure by default.
+        **options
+            Of :meth:`plot`; unknown names raise.
+
+        Returns
+        -------
+        CoresetDisplay
+            Drawn.
+
+        Raises
+        ------
+        InputError
+            If the estimator has no coreset, only one of X and y is given, or there is no such latent.
+        """
+        points = getattr(estimator, "coreset_", None)
+        if points is None:
+            raise InputError(
+                f"{type(estimator).__name__} has no coreset_; fit it with approximation='coreset'."
+            )
+        if (X is None) != (y is None):
+            raise InputError("Pass X and y, or neither.")
+        count = points.targets.shape[0] if points.targets.ndim > 1 else 1
+        if not 0 <= latent < count:
+            raise InputError(f"latent is {latent}; there are {count}, numbered from 0.")
+        many = points.targets.ndim > 1
+        inputs = points.inputs[latent] if points.inputs.ndim > 2 else points.inputs
+        display = cls(
+            inputs,
+            points.targets[latent] if many else points.targets,
+            points.weights[latent] if many else points.weights,
+            data=None if X is None or y is None else (X, y),
+        )
+        return display.plot(ax, **options)
+
     def areas(self, largest: float) -> np.ndarray:
         """Areas of the markers.
 
