@@ -7,7 +7,7 @@ held-out rows: processor time of the whole fit against NLPD (negative log predic
 lower is better. State space needs a single input and stands in a panel of its own.
 
 This is one split of one data set in each column and a small number of iterations: a picture of what each size
-costs, not a ranking (docs/leaderboard.md has one). Before anything is timed each approximation is fitted once to
+costs, not a ranking (the leaderboard is one). Before anything is timed each approximation is fitted once to
 a few rows, so that compilation is not counted; the first run on a computer compiles, and takes longer for it.
 """
 

@@ -26,6 +26,7 @@ PAGES = (
     "docs/coreset.md",
     "docs/neighbor_inducing.md",
     "docs/orthogonal.md",
+    "docs/full_scale.md",
     "docs/troubleshooting.md",
 )
 
