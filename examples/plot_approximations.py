@@ -31,7 +31,7 @@ from gpvi.exceptions import AccuracyWarning, ConvergenceWarning
 # Seven measurements of abalone against the rings of the shell (carried by scikit-lego), and the weekly carbon
 # dioxide of Mauna Loa against time (carried by statsmodels), where random weeks are to be filled in.
 
-ROWS = 800
+ROWS = 600
 table = load_abalone(return_X_y=True)[0]
 table = table[table[:, 2] < 0.4]  # two heights are errors of measurement
 weekly = co2.load_pandas().data["co2"].dropna()

@@ -12,6 +12,7 @@ from gpvi.approximations import (
     Approximation,
     Coreset,
     Exact,
+    FullScale,
     InducingPoints,
     InterDomain,
     NeighborInducing,
@@ -51,11 +52,13 @@ STRATEGIES: dict[str, type[Approximation]] = {
     "neighbor inducing": NeighborInducing,
     "inter-domain": InterDomain,
     "orthogonal": Orthogonal,
+    "full scale": FullScale,
 }
 TIED = ("inducing points", "coreset", "neighbor inducing", "inter-domain", "orthogonal")
 KERNELS: dict[str, Callable[[], gpytorch.kernels.Kernel]] = {
     "white": WhiteKernel,
     "state space": lambda: gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5)),
+    "full scale": lambda: gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5)),
     "sparse inverse": lambda: gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5)),
     "neighbor inducing": lambda: gpytorch.kernels.ScaleKernel(
         gpytorch.kernels.MaternKernel(nu=1.5)
@@ -72,6 +75,8 @@ def approximation_of(name: str, z: torch.Tensor) -> Approximation:
         return kind(inducing_points=z)
     if kind is InterDomain:
         return InterDomain(InducingPoints(inducing_points=z))
+    if kind is FullScale:
+        return FullScale(InducingPoints(inducing_points=z), SparseInverseCholesky(10))
     if kind is Orthogonal:
         blocks = [InducingPoints(inducing_points=part) for part in (z[::2], z[1::2])]
         return Orthogonal(*blocks, q="block")
