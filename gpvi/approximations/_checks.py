@@ -40,3 +40,11 @@ def check_new_inputs(posterior: "Posterior", x: Tensor) -> None:
             f"x has batch shape {tuple(x.shape[:-2])}, which does not broadcast with that of the "
             f"posterior, {tuple(posterior.prior.mean.shape[:-1])}."
         ) from None
+
+
+def check_finite(x: Tensor) -> None:
+    """Refuse inputs without a place among the others."""
+    if not bool(torch.isfinite(x).all()):
+        raise InputError(
+            f"x holds {int((~torch.isfinite(x)).sum())} values that are NaN or infinite; drop these rows."
+        )

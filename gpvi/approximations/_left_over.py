@@ -3,6 +3,7 @@ r"""The process that a basis leaves open, and columns of the sparse inverse fact
 .. math:: C(x, x') = k(x, x') - F(x)^\top F(x'), \qquad F(x) = L^{-1} K_{u f(x)}, \quad K_{uu} = L L^\top
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,9 @@ from gpvi.approximations._residual import residual_variance
 from gpvi.approximations.features import Basis
 from gpvi.approximations.gaussian_process import GaussianProcessLike
 from gpvi.linalg import inverse_columns
+
+#: Covariances of pairs of rows, by two tensors of their numbers.
+Pairs = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,18 +54,38 @@ class LeftOverProcess:
 
     def covariance(self, x1: Tensor, x2: Tensor | None = None) -> Tensor:
         """What is left of the covariance, shape [*b, N1, N2]."""
-        first = self._features(x1)
-        second = first if x2 is None else self._features(x2)
+        first = self.features(x1)
+        second = first if x2 is None else self.features(x2)
         return self.gp.covariance(x1, x2) - first.mT @ second
 
     def variance(self, x: Tensor) -> Tensor:
         """What is left of the variance, shape [*b, N]."""
-        return residual_variance(self.gp, x, self._features(x))
+        return residual_variance(self.gp, x, self.features(x))
 
-    def pair_covariance(self, x1: Tensor, x2: Tensor) -> Tensor:
-        """What is left of the covariance of row p of both inputs [P, D], shape [*b, P]."""
-        known = (self._features(x1) * self._features(x2)).sum(-2)
-        return pair_covariance(self.kernel, x1, x2) - known
+    def pairs(self, x: Tensor, features: Tensor | None = None) -> Pairs:
+        """What is left of covariances of pairs of rows; features are computed once per row.
+
+        Parameters
+        ----------
+        x : Tensor, shape [T, D]
+            Inputs.
+        features : Tensor, shape [*b, M, T], optional
+            Of these, where they are known.
+
+        Returns
+        -------
+        callable
+            Of two tensors of row numbers [P]; gives [*b, P] in double precision.
+        """
+        kernel = self.kernel
+        table = (self.features(x) if features is None else features).mT.double()
+
+        def covariance(first: Tensor, second: Tensor) -> Tensor:
+            left, right = x.index_select(0, first), x.index_select(0, second)
+            known = table.index_select(-2, first) * table.index_select(-2, second)
+            return pair_covariance(kernel, left, right).double() - known.sum(-1)
+
+        return covariance
 
     def snapshot(self) -> "LeftOverProcess":
         """Itself: it is made of snapshots."""
@@ -79,8 +103,10 @@ class LeftOverProcess:
         nugget: float,
         schedule: Tensor | None = None,
         noise: Tensor | None = None,
+        *,
+        features: Tensor | None = None,
     ) -> Tensor:
-        """Columns of the sparse inverse factor; features are computed once per point.
+        """Columns of the sparse inverse factor.
 
         Parameters
         ----------
@@ -96,29 +122,39 @@ class LeftOverProcess:
             Order in which rows are visited.
         noise : Tensor, shape [*s, T], optional
             Further variance of every point.
+        features : Tensor, shape [*b, M, T], optional
+            Of the points, where they are known.
 
         Returns
         -------
         Tensor, shape [*b, R, m + 1]
             Own entry last; in double precision.
         """
-        kernel, table = self.kernel, self._features(points).mT.double()
-
-        def covariance(first: Tensor, second: Tensor) -> Tensor:
-            left, right = points.index_select(0, first), points.index_select(0, second)
-            known = table.index_select(-2, first) * table.index_select(-2, second)
-            return pair_covariance(kernel, left, right).double() - known.sum(-1)
-
-        whole = pair_covariance(kernel, points, points).double()
+        if features is None:
+            features = self._features_of_used(points, neighbors, own)
+        whole = pair_covariance(self.kernel, points, points).double()
+        covariance = self.pairs(points, features)
         # Rounding may leave a little less than nothing at a point of the basis.
-        rest = (whole - table.square().sum(-1)).clamp_min(0.0)
+        rest = (whole - features.double().square().sum(-2)).clamp_min(0.0)
         extra = nugget * whole if noise is None else nugget * whole + noise
         batch = torch.broadcast_shapes(rest.shape[:-1], extra.shape[:-1])
         rest, extra = rest.expand(*batch, -1), extra.expand(*batch, -1)
         return inverse_columns(covariance, rest, neighbors, own, extra, schedule=schedule)
 
-    def _features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """Whitened features F, shape [*b, M, N]."""
         return self.basis.whitened(self.gp, self.factor, x)
+
+    def _features_of_used(self, points: Tensor, neighbors: Tensor, own: Tensor) -> Tensor:
+        """Features of all points that any row looks at, zero for the others."""
+        used = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+        used[own.long()] = True
+        used[neighbors[neighbors >= 0].long()] = True
+        if bool(used.all()):
+            return self.features(points)
+        few = self.features(points[used])
+        wide = few.new_zeros(*few.shape[:-1], len(points))
+        return wide.index_copy(-1, used.nonzero()[:, 0], few)
 
 
 def pair_covariance(kernel: Kernel, x1: Tensor, x2: Tensor) -> Tensor:

@@ -60,7 +60,6 @@ def new_marginals(
     """
     prior = posterior.prior
     lead = torch.broadcast_shapes(prior.lead, x.shape[:-2])
-    size = max(1, _CHUNK // shifts.shape[-2])
 
     def moments(position: Position, shifts: Tensor, factor: Tensor) -> Tensor:
         pattern = prior.factor_pattern(position_in(prior.lead, position))
@@ -68,12 +67,11 @@ def new_marginals(
         if not len(rows):
             return torch.cat([shifts[..., :0], shifts[..., :1, :0]], -2)
         parts = []
-        for part in rows.split(size):
+        for part in rows.split(_CHUNK):
             index, columns = _columns(prior, position, part, among=False)
             scale = columns[..., -1]
             weights = -columns[..., :-1] / scale.unsqueeze(-1)
-            known = shifts[..., index.long().clamp_min(0)]
-            mean = (weights.unsqueeze(-3) * known).sum(-1)
+            mean = _pulled(weights, index, shifts)
             variance = scale.square().reciprocal() + inverse_norms(pattern, factor, index, weights)
             parts.append(_stacked(mean, variance.unsqueeze(-2)))
         return torch.cat(parts, -1)
@@ -128,6 +126,15 @@ def joint_moments(
     both = per_pattern(lead, moments, (shifts, 2), (posterior.factor, 2), trailing=2)
     covariance = both[..., number:, :]
     return both[..., :number, :], 0.5 * (covariance + covariance.mT)
+
+
+def _pulled(weights: Tensor, index: Tensor, shifts: Tensor) -> Tensor:
+    """``sum_a weights_a shifts_a`` of every set of shifts, [*b, K, Q], a few new inputs at a time."""
+    size = max(1, _CHUNK // shifts.shape[-2])
+    pieces = zip(weights.split(size, -2), index.split(size), strict=True)
+    return torch.cat(
+        [(w.unsqueeze(-3) * shifts[..., i.long().clamp_min(0)]).sum(-1) for w, i in pieces], -1
+    )
 
 
 def _stacked(first: Tensor, second: Tensor) -> Tensor:

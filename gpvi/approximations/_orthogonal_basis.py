@@ -9,13 +9,13 @@ so that whitening (u, v) by it gives two independent standard normal blocks, the
 the part of v that u leaves open. One factorisation of the whole costs what the two of the blocks cost.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from gpvi.approximations._residual import residual_variance
-from gpvi.approximations.features import Basis, FunctionalBasis, prior_covariance
+from gpvi.approximations._left_over import LeftOverProcess
+from gpvi.approximations.features import FunctionalBasis, prior_covariance
 from gpvi.approximations.gaussian_process import GaussianProcessLike
 from gpvi.linalg import CholeskyResult, safe_cholesky, solve_lower
 
@@ -70,61 +70,20 @@ class StackedBasis:
         return solve_lower(factor, torch.cat(parts, -2))
 
 
-class ResidualProcess:
-    """The process given that a basis is at its mean: where to look for points that add most.
+@dataclass(frozen=True, eq=False)
+class RememberingProcess(LeftOverProcess):
+    """What a basis leaves open, for greedy selection, which asks for the same rows again and again."""
 
-    Parameters
-    ----------
-    gp : GaussianProcessLike
-        The process.
-    basis : Basis
-        What is known.
-    jitter : float
-        Relative to the mean diagonal of its covariance.
-    """
+    _last: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
-    def __init__(self, gp: GaussianProcessLike, basis: Basis, jitter: float) -> None:
-        self.gp, self.basis = gp, basis
-        with torch.no_grad():
-            self.factor = basis.factorise(gp, jitter).factor
-        # Greedy selection asks for covariances with the same rows again and again.
-        self._last: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def batch_shape(self) -> torch.Size:
-        """Batch shape of the process."""
-        return self.gp.batch_shape
-
-    def mean(self, x: Tensor) -> Tensor:
-        """Prior mean, shape [*b, N]."""
-        return self.gp.mean(x)
-
-    def covariance(self, x1: Tensor, x2: Tensor | None = None) -> Tensor:
-        """Conditional covariance, shape [*b, N1, N2]."""
-        first = self._features(x1)
-        second = first if x2 is None else self._features(x2)
-        return self.gp.covariance(x1, x2) - first.mT @ second
-
-    def variance(self, x: Tensor) -> Tensor:
-        """Conditional variance, shape [*b, N]."""
-        return residual_variance(self.gp, x, self._features(x))
-
-    def snapshot(self) -> "ResidualProcess":
-        """Itself: nothing here moves."""
-        return self
-
-    def detach(self) -> "ResidualProcess":
-        """Itself: nothing here is on a graph."""
-        return self
-
-    def _features(self, x: Tensor) -> Tensor:
-        if self._last is not None and self._last[0] is x:
-            return self._last[1]
-        with torch.no_grad():
-            features = self.basis.whitened(self.gp, self.factor, x)
-        if x.shape[-2] > 1:
-            self._last = (x, features)
-        return features
+    def features(self, x: Tensor) -> Tensor:
+        """Whitened features, kept for the last rows that were more than one."""
+        if self._last.get("x") is not x:
+            features = super().features(x)
+            if x.shape[-2] == 1:
+                return features
+            self._last.update(x=x, features=features)
+        return self._last["features"]
 
 
 def _unit(covariance: Tensor) -> Tensor:

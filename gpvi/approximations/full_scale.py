@@ -28,22 +28,28 @@ from torch import Tensor
 
 from gpvi.approximations._gather import take_rows
 from gpvi.approximations._left_over import LeftOverProcess
+from gpvi.approximations._plans import prior_of_plan
 from gpvi.approximations.base import Approximation, Prior
 from gpvi.approximations.feature_prior import FeaturePrior
-from gpvi.approximations.features import Basis, FunctionalBasis, PointBasis, check_jitter
+from gpvi.approximations.features import check_jitter
 from gpvi.approximations.full_scale_prior import FullScalePrior
 from gpvi.approximations.gaussian_process import GaussianProcessLike
-from gpvi.approximations.grouped import GroupedPrior
 from gpvi.approximations.inducing import InducingPoints
-from gpvi.approximations.inter_domain import check_features
+from gpvi.approximations.inter_domain import basis_of, check_features
 from gpvi.approximations.inter_domain_features import InterDomainFeatures
-from gpvi.approximations.neighbor_geometry import kernel_of
 from gpvi.approximations.plan import Plan
 from gpvi.approximations.response_evidence import merged_responses
 from gpvi.approximations.sparse_inverse import SparseInverseCholesky, SparseInversePlan
 from gpvi.approximations.sparse_inverse_prior import SparseInversePrior
 from gpvi.exceptions import InputError
-from gpvi.linalg import default_jitter, factor_transpose_product, log_det_from_cholesky
+from gpvi.linalg import (
+    default_jitter,
+    factor_transpose_product,
+    identity_plus_low_rank,
+    log_det_from_cholesky,
+    mat_vec,
+    solve_lower_vec,
+)
 
 __all__ = ["FullScale"]
 
@@ -207,18 +213,7 @@ class FullScale(Approximation):
         Prior
             Differentiable in hyperparameters, inputs and the base, with the neighbours held.
         """
-        plan = self.plan(x) if plan is None else plan
-        plan.check(x)
-        kernel_of(gp)
-        if not isinstance(plan, SparseInversePlan):
-            raise InputError(
-                f"The plan is a {type(plan).__name__}; make it by plan(x) of this approximation."
-            )
-        x, gp = x.clone(), gp.snapshot()
-        if plan.groups is None:
-            return self._prior(gp, x, plan)
-        padded = plan.groups.pad_inputs(x, len(gp.batch_shape))
-        return GroupedPrior(self._prior(gp, padded, plan), x, plan.groups)
+        return prior_of_plan(self, SparseInversePlan, gp, x, plan)
 
     def collapsed_objective(
         self,
@@ -272,23 +267,22 @@ class FullScale(Approximation):
         points = take_rows(x, first)
         own = torch.arange(P, dtype=torch.int32, device=x.device)
         spread = variances.double().expand(*variances.shape[:-1], P)
-        U = rest.columns(points, pattern.neighbors, own, 0.0, pattern.schedule, spread)
-        F = rest.basis.whitened(gp, rest.factor, points).double()
+        F = rest.features(points)
+        U = rest.columns(points, pattern.neighbors, own, 0.0, pattern.schedule, spread, features=F)
         white = factor_transpose_product(pattern, U, values.double())
         batch = torch.broadcast_shapes(F.shape[:-2], U.shape[:-2])
-        wide = F.expand(*batch, *F.shape[-2:]).movedim(-2, 0)
+        wide = F.double().expand(*batch, *F.shape[-2:]).movedim(-2, 0)
         B = factor_transpose_product(pattern, U, wide).movedim(0, -2)
-        eye = torch.eye(B.shape[-2], dtype=B.dtype, device=B.device)
-        root = torch.linalg.cholesky(eye + B @ B.mT)
-        caught = torch.linalg.solve_triangular(root, B @ white.unsqueeze(-1), upper=False)
-        quadratic = white.square().sum(-1) - caught.square().sum((-2, -1))
+        root = torch.linalg.cholesky(identity_plus_low_rank(B, torch.ones_like(white)))
+        caught = solve_lower_vec(root, mat_vec(B, white))
+        quadratic = white.square().sum(-1) - caught.square().sum(-1)
         log_det = log_det_from_cholesky(root) - 2.0 * U[..., -1].log().sum(-1)
         total = -0.5 * (quadratic + log_det + P * _LOG_2PI)
         return total.to(y) + constant
 
     def _prior(self, gp: GaussianProcessLike, x: Tensor, plan: Plan) -> FullScalePrior:
         assert isinstance(plan, SparseInversePlan)
-        basis = self._basis(x)
+        basis = basis_of(self.base, x)
         features = FeaturePrior.on_basis(gp, x, basis, self._jitter(x))
         rest = LeftOverProcess(gp, basis, features.basis_factor)
         inner = self.residual._prior(rest, x, plan)
@@ -296,14 +290,8 @@ class FullScale(Approximation):
         return FullScalePrior(features, inner)
 
     def _left_over(self, gp: GaussianProcessLike, x: Tensor) -> LeftOverProcess:
-        basis = self._basis(x)
+        basis = basis_of(self.base, x)
         return LeftOverProcess(gp, basis, basis.factorise(gp, self._jitter(x)).factor)
-
-    def _basis(self, x: Tensor) -> Basis:
-        # Snapshots keep a prior as it is when the optimiser moves parameters in place.
-        if isinstance(self.base, InducingPoints):
-            return PointBasis(self.base._points(x).clone())
-        return FunctionalBasis(self.base).snapshot()
 
     def _jitter(self, x: Tensor) -> float:
         return default_jitter(x.dtype) if self.jitter is None else self.jitter

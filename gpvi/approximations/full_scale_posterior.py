@@ -8,7 +8,7 @@ is the best for these. V is the incomplete Cholesky factor of the precision of r
 inverse Cholesky posterior, and q is exactly prior times sites where that factor is complete.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from gpvi.approximations._checks import check_new_inputs, refuse_groups
+from gpvi.approximations._checks import check_finite, check_new_inputs, refuse_groups
 from gpvi.approximations._lazy import on_graph
 from gpvi.approximations._new_locations import joint_moments, new_marginals, sample_new
 from gpvi.approximations._per_pattern import per_pattern
@@ -26,8 +26,14 @@ from gpvi.approximations.moments import Draw, Marginals, joint_normal
 from gpvi.approximations.posterior import Posterior
 from gpvi.approximations.sites import Sites
 from gpvi.approximations.sparse_inverse_posterior import SparseInversePosterior
-from gpvi.exceptions import InputError
-from gpvi.linalg import factor_transpose_product, factor_transpose_solve, log_det_from_cholesky
+from gpvi.linalg import (
+    factor_transpose_product,
+    factor_transpose_solve,
+    log_det_from_cholesky,
+    mat_vec,
+    solve_lower,
+    solve_lower_transposed_vec,
+)
 
 if TYPE_CHECKING:
     from gpvi.approximations.full_scale_prior import FullScalePrior
@@ -136,14 +142,14 @@ class FullScalePosterior(Posterior):
         """
         refuse_groups(self, groups)
         check_new_inputs(self, x)
-        _check_finite(x)
+        check_finite(x)
         mean = self.prior.gp.mean(x)
         F = self.prior.features.encode(x)[0].double()
         shifts = torch.cat([self.slope, self._wide_shift()], -2)
         moments = joint_moments if joint else new_marginals
         values, spread = moments(self.rest, x, shifts)
         slope, shift = values[..., :-1, :], values[..., -1, :]
-        gap = shift + (self.centre.unsqueeze(-2) @ F).squeeze(-2)
+        gap = shift + mat_vec(F.mT, self.centre)
         through = self._solve(F - slope)
         mean = mean + gap.to(mean)
         if joint:
@@ -184,25 +190,23 @@ class FullScalePosterior(Posterior):
         batch = torch.broadcast_shapes(self.shift.shape[:-1], self.factor.shape[:-2])
         first = standard_normal((*shape, *batch, self.root.shape[-1]), self.shift, generator)
         second = standard_normal((*shape, *batch, inner.num_basis), self.shift, generator)
-        moved = torch.linalg.solve_triangular(
-            self.root.mT, first.unsqueeze(-1), upper=True
-        ).squeeze(-1)
+        moved = solve_lower_transposed_vec(self.root, first)
         white = per_pattern(
             inner.lead,
             lambda position, V, e: factor_transpose_solve(inner.factor_pattern(position), V, e),
             (self.factor, 2),
             (second, 1),
         )
-        rest = self.shift - (moved.unsqueeze(-2) @ self.slope).squeeze(-2) + white
+        rest = self.shift - mat_vec(self.slope.mT, moved) + white
         whitened = self.centre + moved
         basis = prior.join(whitened, rest)
         if x is None:
             gap = prior.by_features(whitened) + rest
             return Draw(prior.mean + inner.to_rows(gap).to(prior.mean), basis)
         check_new_inputs(self, x)
-        _check_finite(x)
+        check_finite(x)
         F = prior.features.encode(x)[0].double()
-        gap = (whitened.unsqueeze(-2) @ F).squeeze(-2) + sample_new(self.rest, x, rest, generator)
+        gap = mat_vec(F.mT, whitened) + sample_new(self.rest, x, rest, generator)
         return Draw(prior.gp.mean(x) + gap.to(prior.mean), basis)
 
     def log_ratio(self, draw: Draw) -> Tensor:
@@ -221,7 +225,7 @@ class FullScalePosterior(Posterior):
         prior, inner = self.prior, self.prior.residuals
         whitened, rest = prior.split(draw.basis)
         gap = whitened - self.centre
-        by_root = (gap.unsqueeze(-2) @ self.root).squeeze(-2)
+        by_root = mat_vec(self.root.mT, gap)
         first = 0.5 * (by_root.square() - whitened.square()).sum(-1)
         first = first - 0.5 * log_det_from_cholesky(self.root)
         by_prior = inner._transpose_product(rest)
@@ -229,7 +233,7 @@ class FullScalePosterior(Posterior):
             inner.lead,
             lambda position, V, v: factor_transpose_product(inner.factor_pattern(position), V, v),
             (self.factor, 2),
-            (rest - self.shift + (gap.unsqueeze(-2) @ self.slope).squeeze(-2), 1),
+            (rest - self.shift + mat_vec(self.slope.mT, gap), 1),
         )
         logs = inner.columns[..., -1].log() - self.factor[..., -1].log()
         rows = logs + 0.5 * (by_q.square() - by_prior.square())
@@ -245,13 +249,12 @@ class FullScalePosterior(Posterior):
         """
         copy = super().detach()
         if "rest" in vars(self) and "_norms" in vars(self.rest):
-            vars(copy)["rest"] = replace(copy.rest)
             vars(copy.rest)["_norms"] = self.rest._norms.detach()
         return copy
 
     def _solve(self, matrix: Tensor) -> Tensor:
         """``R^-1`` times a matrix [*b, M, K]."""
-        return torch.linalg.solve_triangular(self.root, matrix, upper=False)
+        return solve_lower(self.root, matrix)
 
     def _wide_shift(self) -> Tensor:
         """The shift with the batch dims of the slope, [*b, 1, P]."""
@@ -260,10 +263,3 @@ class FullScalePosterior(Posterior):
     def _site_values(self, basis: Tensor) -> Tensor:
         inner = self.prior.residuals
         return inner.to_rows(inner.to_places(basis[..., self.prior.num_features :]))
-
-
-def _check_finite(x: Tensor) -> None:
-    if not bool(torch.isfinite(x).all()):
-        raise InputError(
-            f"x holds {int((~torch.isfinite(x)).sum())} values that are NaN or infinite; drop these rows."
-        )

@@ -31,7 +31,13 @@ from gpvi.approximations.gaussian_process import GaussianProcessLike
 from gpvi.approximations.posterior import Posterior
 from gpvi.approximations.sites import Sites
 from gpvi.approximations.sparse_inverse_prior import SparseInversePrior
-from gpvi.linalg import precision_solve
+from gpvi.linalg import (
+    mat_vec,
+    precision_solve,
+    solve_lower,
+    solve_lower_transposed_vec,
+    solve_lower_vec,
+)
 
 __all__ = ["FullScalePrior"]
 
@@ -142,7 +148,7 @@ class FullScalePrior(Prior):
 
     def by_features(self, whitened: Tensor) -> Tensor:
         """``F'e`` at the places, shape [*S, *b, P]."""
-        return (whitened.unsqueeze(-2) @ self.place_features).squeeze(-2)
+        return mat_vec(self.place_features.mT, whitened)
 
     def whiten(self, basis: Tensor) -> Tensor:
         """``e`` and ``U'r``.
@@ -239,7 +245,7 @@ class FullScalePrior(Prior):
         Tensor, shape [*b]
             Nats.
         """
-        moved = torch.linalg.solve_triangular(root, self.push(slope), upper=False)
+        moved = solve_lower(root, self.push(slope))
         return 0.5 * moved.square().sum((-2, -1))
 
     def push(self, slope: Tensor) -> Tensor:
@@ -275,9 +281,9 @@ class FullScalePrior(Prior):
         eye = torch.eye(M, dtype=F.dtype, device=F.device)
         precision = eye + moved @ moved.mT + (open_ * lam2.unsqueeze(-2)) @ open_.mT
         root = torch.linalg.cholesky(precision)
-        pull = (open_ @ lam1.unsqueeze(-1)).expand(*batch, M, 1)
-        centre = torch.cholesky_solve(pull, root).squeeze(-1)
-        shift = solve(lam1) - (centre.unsqueeze(-2) @ slope).squeeze(-2)
+        pull = mat_vec(open_, lam1).expand(*batch, M)
+        centre = solve_lower_transposed_vec(root, solve_lower_vec(root, pull))
+        shift = solve(lam1) - mat_vec(slope.mT, centre)
         if inner.family != "sic":
             factor = inner._factorise(lam2, inner.factor_pattern)
         return FullScalePosterior(self, sites, centre, root, shift, slope, factor)

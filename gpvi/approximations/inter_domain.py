@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gpvi.approximations.base import Approximation
 from gpvi.approximations.feature_prior import FeaturePrior
-from gpvi.approximations.features import FunctionalBasis, check_jitter
+from gpvi.approximations.features import FunctionalBasis, PointBasis, check_jitter
 from gpvi.approximations.gaussian_process import GaussianProcessLike
 from gpvi.approximations.inducing import InducingPoints
 from gpvi.approximations.inter_domain_features import InterDomainFeatures
@@ -26,7 +26,7 @@ from gpvi.approximations.plan import Plan
 from gpvi.exceptions import InputError
 from gpvi.linalg import default_jitter
 
-__all__ = ["InterDomain"]
+__all__ = ["InterDomain", "basis_of"]
 
 
 class InterDomain(Approximation):
@@ -104,6 +104,26 @@ class InterDomain(Approximation):
         basis = FunctionalBasis(self.features).snapshot()
         jitter = default_jitter(x.dtype) if self.jitter is None else self.jitter
         return FeaturePrior.on_basis(gp, x, basis, jitter)
+
+
+def basis_of(features: InterDomainFeatures, x: Tensor) -> PointBasis | FunctionalBasis:
+    """Snapshot of features, which stays as it is when an optimiser moves parameters in place.
+
+    Parameters
+    ----------
+    features : InterDomainFeatures
+        Inducing points or any others.
+    x : Tensor
+        Inputs, whose dtype and device inducing points must have.
+
+    Returns
+    -------
+    PointBasis or FunctionalBasis
+        On the graph.
+    """
+    if isinstance(features, InducingPoints):
+        return PointBasis(features._points(x).clone())
+    return FunctionalBasis(features).snapshot()
 
 
 def check_features(features: object, name: str) -> None:

@@ -288,12 +288,6 @@ def correlation_of(gp: GaussianProcessLike, x: Tensor) -> Callable[[Tensor, Tens
     """Correlations of pairs of rows of x, averaged (in size) over the batch of the process."""
     kernel = kernel_of(gp)
     variance = gp.variance(x)
-
-    def pairs(x1: Tensor, x2: Tensor) -> Tensor:
-        if isinstance(gp, LeftOverProcess):
-            return gp.pair_covariance(x1, x2)
-        return pair_covariance(kernel, x1, x2)
-
     none = ~(variance > 0.0)
     if bool(none.any()):
         row = none.reshape(-1, len(x)).any(0)
@@ -303,9 +297,13 @@ def correlation_of(gp: GaussianProcessLike, x: Tensor) -> Callable[[Tensor, Tens
             "constant kernel."
         )
     deviation = variance.sqrt()
+    left_over = gp.pairs(x) if isinstance(gp, LeftOverProcess) else None
 
     def correlation(first: Tensor, second: Tensor) -> Tensor:
-        covariance = pairs(x[first], x[second])
+        if left_over is not None:
+            covariance = left_over(first, second)
+        else:
+            covariance = pair_covariance(kernel, x[first], x[second])
         size = (covariance / (deviation[..., first] * deviation[..., second])).abs()
         return size.reshape(-1, size.shape[-1]).mean(0)
 

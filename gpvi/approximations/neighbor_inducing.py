@@ -25,9 +25,9 @@ from torch import Tensor
 
 from gpvi.approximations._lazy import on_graph
 from gpvi.approximations._neighbor_inducing_rows import NeighborRows
+from gpvi.approximations._plans import prior_of_plan
 from gpvi.approximations.base import Approximation, Prior
 from gpvi.approximations.gaussian_process import GaussianProcessLike
-from gpvi.approximations.grouped import GroupedPrior
 from gpvi.approximations.inducing import InducingPoints
 from gpvi.approximations.neighbor_geometry import (
     GeometryOptions,
@@ -322,18 +322,7 @@ class NeighborInducing(Approximation):
         Prior
             Differentiable in hyperparameters, inducing inputs and inputs, with the neighbours held.
         """
-        plan = self.plan(x) if plan is None else plan
-        plan.check(x)
-        kernel_of(gp)
-        if not isinstance(plan, NeighborInducingPlan):
-            raise InputError(
-                f"The plan is a {type(plan).__name__}; make it by plan(x) of this approximation."
-            )
-        x, gp = x.clone(), gp.snapshot()
-        if plan.groups is None:
-            return self._prior(gp, x, plan)
-        padded = plan.groups.pad_inputs(x, len(gp.batch_shape))
-        return GroupedPrior(self._prior(gp, padded, plan), x, plan.groups)
+        return prior_of_plan(self, NeighborInducingPlan, gp, x, plan)
 
     def _prior(self, gp: GaussianProcessLike, x: Tensor, plan: Plan) -> NeighborInducingPrior:
         assert isinstance(plan, NeighborInducingPlan)

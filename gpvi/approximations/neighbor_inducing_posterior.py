@@ -21,7 +21,7 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from gpvi.approximations._checks import check_new_inputs, refuse_groups
+from gpvi.approximations._checks import check_finite, check_new_inputs, refuse_groups
 from gpvi.approximations._gather import take_last
 from gpvi.approximations._lazy import on_graph
 from gpvi.approximations._neighbor_inducing_average import (
@@ -44,7 +44,7 @@ from gpvi.approximations.moments import Draw, Marginals
 from gpvi.approximations.posterior import Posterior
 from gpvi.approximations.sites import Sites
 from gpvi.approximations.sparse_inverse_posterior import SparseInversePosterior
-from gpvi.exceptions import InputError, UnsupportedError
+from gpvi.exceptions import UnsupportedError
 
 if TYPE_CHECKING:
     from gpvi.approximations.neighbor_inducing_prior import NeighborInducingPrior
@@ -196,7 +196,7 @@ class NeighborInducingPosterior(Posterior):
         """
         refuse_groups(self, groups)
         check_new_inputs(self, x)
-        _check_finite(x)
+        check_finite(x)
         prior = self.prior
         if joint:
             return self.inner.predict(x, joint=True)
@@ -249,7 +249,7 @@ class NeighborInducingPosterior(Posterior):
         prior, of = self.prior, self.prior.inner
         if x is not None:
             check_new_inputs(self, x)
-            _check_finite(x)
+            check_finite(x)
         if generator is None:
             generator = torch.Generator(device=prior.x.device)
             generator.seed()
@@ -373,10 +373,3 @@ def _moments(
     explained = row_variances(inner.prior, rows, inner.factor, weights)
     mean = mean + shift.to(mean)
     return Marginals(mean, explained.to(mean).expand_as(mean), moments[..., -1].to(mean))
-
-
-def _check_finite(x: Tensor) -> None:
-    if not bool(torch.isfinite(x).all()):
-        raise InputError(
-            f"x holds {int((~torch.isfinite(x)).sum())} values that are NaN or infinite; drop these rows."
-        )

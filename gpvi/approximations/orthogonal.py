@@ -28,7 +28,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gpvi.approximations._orthogonal_basis import ResidualProcess, StackedBasis
+from gpvi.approximations._orthogonal_basis import RememberingProcess, StackedBasis
 from gpvi.approximations._orthogonal_prior import BlockPrior, expand_points
 from gpvi.approximations.base import Approximation
 from gpvi.approximations.collapsed import collapsed_objective
@@ -36,7 +36,7 @@ from gpvi.approximations.feature_prior import FeaturePrior
 from gpvi.approximations.features import Basis, FunctionalBasis, PointBasis, check_jitter
 from gpvi.approximations.gaussian_process import GaussianProcessLike
 from gpvi.approximations.inducing import InducingPoints
-from gpvi.approximations.inter_domain import check_features
+from gpvi.approximations.inter_domain import basis_of, check_features
 from gpvi.approximations.inter_domain_features import InterDomainFeatures
 from gpvi.approximations.plan import Plan
 from gpvi.exceptions import InputError, UnsupportedError
@@ -163,7 +163,9 @@ class Orthogonal(Approximation):
         if isinstance(self.base, InducingPoints):
             rows = _without(rows, self.base.inducing_points)
         with torch.no_grad():
-            rest = ResidualProcess(gp, self._base_basis(rows), self._jitter(rows))
+            basis = basis_of(self.base, rows)
+            factor = basis.factorise(gp, self._jitter(rows)).factor
+            rest = RememberingProcess(gp, basis, factor)
             self.orthogonal.initialize(rest, rows, generator)
 
     def map_inputs(self, transform: Callable[[Tensor], Tensor]) -> None:
@@ -232,16 +234,10 @@ class Orthogonal(Approximation):
 
     def _basis(self, x: Tensor) -> Basis:
         second = self.orthogonal._points(x).clone()
-        first = self._base_basis(x)
+        first = basis_of(self.base, x)
         if isinstance(first, FunctionalBasis):
             return StackedBasis(first, second)
         return PointBasis(expand_points(first.points, second))
-
-    def _base_basis(self, x: Tensor) -> PointBasis | FunctionalBasis:
-        # Snapshots keep a prior as it is when the optimiser moves parameters in place.
-        if isinstance(self.base, InducingPoints):
-            return PointBasis(self.base._points(x).clone())
-        return FunctionalBasis(self.base).snapshot()
 
     def _jitter(self, x: Tensor) -> float:
         return default_jitter(x.dtype) if self.jitter is None else self.jitter

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from gpvi._warnings import warn
 from gpvi.approximations._lazy import on_graph
+from gpvi.approximations._plans import prior_of_plan
 from gpvi.approximations.base import Approximation, Prior
 from gpvi.approximations.gaussian_process import GaussianProcessLike
-from gpvi.approximations.grouped import GroupedPrior
 from gpvi.approximations.neighbor_geometry import (
     GeometryOptions,
     NeighborGeometry,
@@ -312,18 +312,7 @@ class SparseInverseCholesky(Approximation):
         Prior
             Differentiable in hyperparameters and inputs, with the neighbours held.
         """
-        plan = self.plan(x) if plan is None else plan
-        plan.check(x)
-        kernel_of(gp)
-        if not isinstance(plan, SparseInversePlan):
-            raise InputError(
-                f"The plan is a {type(plan).__name__}; make it by plan(x) of this approximation."
-            )
-        x, gp = x.clone(), gp.snapshot()
-        if plan.groups is None:
-            return self._prior(gp, x, plan)
-        padded = plan.groups.pad_inputs(x, len(gp.batch_shape))
-        return GroupedPrior(self._prior(gp, padded, plan), x, plan.groups)
+        return prior_of_plan(self, SparseInversePlan, gp, x, plan)
 
     def sample_terms(
         self, gp: GaussianProcessLike, plan: Plan, number: int, generator: torch.Generator

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpvi.approximations._checks import check_new_inputs, refuse_groups
+from gpvi.approximations._checks import check_finite, check_new_inputs, refuse_groups
 from gpvi.approximations._gather import add_last
 from gpvi.approximations._lazy import on_graph
 from gpvi.approximations._new_locations import joint_moments, new_marginals, sample_new
@@ -35,7 +35,7 @@ from gpvi.approximations.moments import Draw, Marginals, joint_normal
 from gpvi.approximations.posterior import Posterior
 from gpvi.approximations.sites import Sites
 from gpvi.approximations.sparse_inverse_rows import SparseInverseRows
-from gpvi.exceptions import InputError, UnsupportedError
+from gpvi.exceptions import UnsupportedError
 from gpvi.linalg import factor_product, factor_transpose_product, factor_transpose_solve
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class SparseInversePosterior(Posterior):
         """
         refuse_groups(self, groups)
         check_new_inputs(self, x)
-        _check_finite(x)
+        check_finite(x)
         mean = self.prior.gp.mean(x)
         if joint:
             shifts, covariance = joint_moments(self, x, self.shift.unsqueeze(-2))
@@ -229,7 +229,7 @@ class SparseInversePosterior(Posterior):
         if x is None:
             return Draw(prior.mean + prior.to_rows(gap).to(prior.x_mean), basis)
         check_new_inputs(self, x)
-        _check_finite(x)
+        check_finite(x)
         values = prior.gp.mean(x) + sample_new(self, x, gap, generator).to(x)
         return Draw(values, basis)
 
@@ -329,10 +329,3 @@ class SparseInversePosterior(Posterior):
 
     def _site_values(self, basis: Tensor) -> Tensor:
         return self.prior.to_rows(self.prior.to_places(basis))
-
-
-def _check_finite(x: Tensor) -> None:
-    if not bool(torch.isfinite(x).all()):
-        raise InputError(
-            f"x holds {int((~torch.isfinite(x)).sum())} values that are NaN or infinite; drop these rows."
-        )

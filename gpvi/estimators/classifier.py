@@ -67,7 +67,9 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
         lengthscales. Names are those that ``summary()`` shows (without an index), or their last parts;
         where two match, the longer one counts.
     objective : {"tighter_elbo", "elbo", "ep"}
-        What is maximised (with the log densities of priors).
+        What is maximised (with the log densities of priors). "ep" is the energy of expectation propagation,
+        for approximations that leave nothing of f open and without minibatches; with Gaussian noise, where it
+        is the evidence, it is the same as "elbo".
     optimizer : {"auto", "lbfgs", "adam"} or None
         "auto" is L-BFGS on all rows and Adam on minibatches; None keeps all hyperparameters at their
         starting values.
@@ -109,7 +111,7 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
     coreset_ : DataCoreset
         Weighted points in the units of the data; with ``approximation="coreset"`` only.
     elbo_ : float
-        Bound on the log evidence in total nats.
+        Bound on the log evidence in total nats; the energy with ``objective="ep"``.
     history_ : list of FitRecord
         One record per objective evaluation.
     n_iter_ : int

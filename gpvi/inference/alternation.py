@@ -12,21 +12,21 @@ Gaussian process models. ICML.
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from gpvi.exceptions import NumericalError
-from gpvi.inference.adam import maximize_by_adam
+from gpvi.exceptions import NumericalError, UnsupportedError
+from gpvi.inference.ascent import ascend_once
 from gpvi.inference.checkpoint import EvaluationLog
 from gpvi.inference.coordinates import Curvature
 from gpvi.inference.evaluator import Ascent
-from gpvi.inference.full_batch import maximize
-from gpvi.inference.problem import FitProblem
+from gpvi.inference.problem import FitProblem, open_basis
 from gpvi.inference.records import Callback, FitRecord
 
-__all__ = ["ascend_in_turns"]
+__all__ = ["ascend_in_turns", "check_energy"]
 
 _STAGE = "full batch"
 
@@ -80,6 +80,7 @@ def ascend_in_turns(
     Ascent
         The energy never falls from one turn to the next while the plan is held.
     """
+    turn = _TURN if learning_rate is None else _ADAM_TURN
     taken, number, idle = 0, 0, 0
     message, converged, stopped = "the iterations are used up", False, False
     while taken < max_iter:
@@ -87,32 +88,19 @@ def ascend_in_turns(
         if problem.refresh() or number == 0:
             best = _settle(problem)
         start, sites = _parameters(problem), problem.sites
-        if learning_rate is None:
-            ascent = maximize(
-                problem,
-                stage=_STAGE,
-                max_iter=min(_TURN, max_iter - taken),
-                max_evaluations=None,
-                tolerance=tolerance,
-                history=history,
-                callbacks=callbacks,
-                log=log(f".turn-{number}"),
-                started=started,
-                curvature=curvature,
-            )
-            curvature = curvature if ascent.curvature is None else ascent.curvature
-        else:
-            ascent = maximize_by_adam(
-                problem,
-                stage=_STAGE,
-                max_iter=min(_ADAM_TURN, max_iter - taken),
-                tolerance=tolerance,
-                learning_rate=learning_rate,
-                history=history,
-                callbacks=callbacks,
-                log=log(f".turn-{number}"),
-                started=started,
-            )
+        ascent = ascend_once(
+            problem,
+            stage=_STAGE,
+            max_iter=min(turn, max_iter - taken),
+            tolerance=tolerance,
+            learning_rate=learning_rate,
+            history=history,
+            callbacks=callbacks,
+            log=log(f".turn-{number}"),
+            started=started,
+            curvature=curvature,
+        )
+        curvature = ascent.curvature
         taken, number = taken + max(1, ascent.num_iterations), number + 1
         stopped = ascent.stopped
         end = _parameters(problem)
@@ -134,6 +122,45 @@ def ascend_in_turns(
             message, converged = "no turn of q and hyperparameters gains anything more", True
             break
     return Ascent(best, min(taken, max_iter), converged, message, stopped, curvature)
+
+
+def check_energy(
+    problem: FitProblem, batch_size: int | None, checkpoint: str | os.PathLike | None
+) -> None:
+    """Refuse an energy where it cannot be had, before anything is fitted.
+
+    Parameters
+    ----------
+    problem : FitProblem
+        That alternates.
+    batch_size : int, optional
+        Rows of a minibatch.
+    checkpoint : path-like, optional
+        Of the fit.
+
+    Raises
+    ------
+    UnsupportedError
+        For minibatches, several latent functions, checkpoints, and bases that leave part of f open.
+    """
+    if problem.approximation.finite_basis:
+        raise open_basis(problem.approximation)
+    if batch_size is not None:
+        raise UnsupportedError(
+            f"objective='ep' and batch_size={batch_size}: cavities need the sites of all rows; leave "
+            "batch_size out, or use objective='elbo'."
+        )
+    if problem.likelihood.num_latents > 1:
+        raise UnsupportedError(
+            f"objective='ep' and {type(problem.likelihood).__name__}, which couples "
+            f"{problem.likelihood.num_latents} latent functions: cavities are of one function each; use "
+            "objective='elbo'."
+        )
+    if checkpoint is not None:
+        raise UnsupportedError(
+            f"objective='ep' and checkpoint={os.fspath(checkpoint)!r}: turns of q and hyperparameters "
+            "cannot be resumed; leave checkpoint out, or use objective='elbo'."
+        )
 
 
 def _settle(problem: FitProblem) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gpvi.approximations import Approximation, GaussianProcess, InducingPoints
 from gpvi.exceptions import InputError, UnsupportedError
-from gpvi.inference.alternation import ascend_in_turns
+from gpvi.inference.alternation import ascend_in_turns, check_energy
 from gpvi.inference.checkpoint import EvaluationLog, fingerprint, module_settings
 from gpvi.inference.coordinates import Curvature
 from gpvi.inference.evaluator import Ascent
@@ -181,7 +181,7 @@ def fit(
     problem = FitProblem(gp, approximation, model, x, y, plan, objective, weights, dict(rows))
     _check_problem(problem)
     if problem.alternates:
-        _check_energy(problem, batch_size, checkpoint)
+        check_energy(problem, batch_size, checkpoint)
     optimizer = _checked_optimizer(optimizer, batch_size)
     _check_step_sizes(learning_rate, natural_step_size)
     if batch_size is not None:
@@ -359,27 +359,6 @@ def _check_problem(problem: FitProblem) -> None:
         raise InputError(
             f"x is {problem.x.dtype} and the process computes in {moments.dtype}; convert one of them "
             "(gp.to(x))."
-        )
-
-
-def _check_energy(
-    problem: FitProblem, batch_size: int | None, checkpoint: str | os.PathLike | None
-) -> None:
-    if batch_size is not None:
-        raise UnsupportedError(
-            f"objective='ep' and batch_size={batch_size}: cavities need the sites of all rows; leave "
-            "batch_size out, or use objective='elbo'."
-        )
-    if problem.likelihood.num_latents > 1:
-        raise UnsupportedError(
-            f"objective='ep' and {type(problem.likelihood).__name__}, which couples "
-            f"{problem.likelihood.num_latents} latent functions: cavities are of one function each; use "
-            "objective='elbo'."
-        )
-    if checkpoint is not None:
-        raise UnsupportedError(
-            f"objective='ep' and checkpoint={os.fspath(checkpoint)!r}: turns of q and hyperparameters "
-            "cannot be resumed; leave checkpoint out, or use objective='elbo'."
         )
 
 

@@ -250,11 +250,7 @@ class FitProblem:
         """Today's prior, unless the energy is no guide to its hyperparameters."""
         prior = self.approximation.prior(self.gp, self.x, plan=self.plan)
         if prior.residual is not None:
-            raise UnsupportedError(
-                f"objective='ep' and {type(self.approximation).__name__}, whose basis leaves part of f open: "
-                "the energy then grows beyond the evidence where the basis explains less. Use "
-                "objective='tighter_elbo', or Exact, SparseInverseCholesky or StateSpace."
-            )
+            raise open_basis(self.approximation)
         return prior
 
     def _energy_of(self, posterior: Posterior) -> Tensor:
@@ -434,3 +430,12 @@ class FitProblem:
     def _row_weights(self) -> Tensor:
         observed = (~torch.isnan(self.y)).to(self.y.dtype)
         return observed if self.weights is None else observed * self.weights
+
+
+def open_basis(approximation: Approximation) -> UnsupportedError:
+    """Why an energy is refused to approximations whose basis leaves part of f open."""
+    return UnsupportedError(
+        f"objective='ep' and {type(approximation).__name__}, whose basis leaves part of f open: the energy "
+        "then grows beyond the evidence where the basis explains less. Use objective='tighter_elbo', or "
+        "Exact, SparseInverseCholesky, FullScale or StateSpace."
+    )

@@ -8,11 +8,10 @@ differ. Every round has a stage of its own in the records: "full batch", "full b
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from gpvi.inference.adam import maximize_by_adam
+from gpvi.inference.ascent import ascend_once
 from gpvi.inference.checkpoint import EvaluationLog
 from gpvi.inference.coordinates import Curvature
 from gpvi.inference.evaluator import Ascent
-from gpvi.inference.full_batch import maximize
 from gpvi.inference.problem import FitProblem
 from gpvi.inference.records import Callback, FitRecord
 
@@ -73,32 +72,19 @@ def ascend_in_rounds(
         budget = max_iter - taken if period is None else min(period, max_iter - taken)
         stage = _STAGE if number == 0 else f"{_STAGE}, refresh {number}"
         suffix = "" if number == 0 else f".refresh-{number}"
-        if learning_rate is not None:
-            ascent = maximize_by_adam(
-                problem,
-                stage=stage,
-                max_iter=budget,
-                tolerance=tolerance,
-                learning_rate=learning_rate,
-                history=history,
-                callbacks=callbacks,
-                log=log(suffix),
-                started=started,
-            )
-        else:
-            ascent = maximize(
-                problem,
-                stage=stage,
-                max_iter=budget,
-                max_evaluations=None,
-                tolerance=tolerance,
-                history=history,
-                callbacks=callbacks,
-                log=log(suffix),
-                started=started,
-                curvature=curvature,
-            )
-            curvature = curvature if ascent.curvature is None else ascent.curvature
+        ascent = ascend_once(
+            problem,
+            stage=stage,
+            max_iter=budget,
+            tolerance=tolerance,
+            learning_rate=learning_rate,
+            history=history,
+            callbacks=callbacks,
+            log=log(suffix),
+            started=started,
+            curvature=curvature,
+        )
+        curvature = ascent.curvature
         taken += ascent.num_iterations
         if period is None or ascent.stopped or taken >= max_iter:
             break

@@ -139,18 +139,12 @@ class CoresetDisplay:
             )
         if (X is None) != (y is None):
             raise InputError("Pass X and y, or neither.")
-        count = points.targets.shape[0] if points.targets.ndim > 1 else 1
-        if not 0 <= latent < count:
-            raise InputError(f"latent is {latent}; there are {count}, numbered from 0.")
-        many = points.targets.ndim > 1
-        inputs = points.inputs[latent] if points.inputs.ndim > 2 else points.inputs
-        display = cls(
-            inputs,
-            points.targets[latent] if many else points.targets,
-            points.weights[latent] if many else points.weights,
-            data=None if X is None or y is None else (X, y),
-        )
-        return display.plot(ax, **options)
+        targets, weights = (np.atleast_2d(part) for part in (points.targets, points.weights))
+        if not 0 <= latent < len(targets):
+            raise InputError(f"latent is {latent}; there are {len(targets)}, numbered from 0.")
+        inputs = points.inputs if points.inputs.ndim == 2 else points.inputs[latent]
+        data = None if X is None or y is None else (X, y)
+        return cls(inputs, targets[latent], weights[latent], data=data).plot(ax, **options)
 
     def areas(self, largest: float) -> np.ndarray:
         """Areas of the markers.

@@ -22,7 +22,7 @@ from gpvi.approximations import (
 )
 from gpvi.approximations._left_over import LeftOverProcess
 from gpvi.approximations.features import PointBasis
-from gpvi.exceptions import ConvergenceWarning, InputError
+from gpvi.exceptions import ConvergenceWarning, InputError, UnsupportedError
 from gpvi.inference import cvi, elbo, fit
 from gpvi.kernels import ArcCosineKernel
 from gpvi.likelihoods import BernoulliLikelihood, GaussianLikelihood
@@ -287,6 +287,23 @@ def test_detached_posteriors_keep_variances_and_can_be_pickled():
     again = pickle.loads(pickle.dumps(copy.deepcopy(held)))
     torch.testing.assert_close(again.marginals().variance, variance.detach())
     assert again.variance_ratios().min() > 0.7
+
+
+def test_minibatches_are_refused():
+    model = GPRegressor("matern32", approximation="full_scale", num_inducing=10, batch_size=50)
+    with pytest.raises(UnsupportedError, match="whole data"):
+        model.fit(X.numpy(), Y.numpy())
+
+
+def test_many_new_inputs_in_pieces(monkeypatch):
+    """Pieces of new inputs, and of shifts, make no difference."""
+    posterior = full_scale(5).prior(GP, X).condition(SITES)
+    x = 4 * uniform(40, 2, seed=8)
+    whole = posterior.predict(x)
+    monkeypatch.setattr("gpvi.approximations._new_locations._CHUNK", 30)
+    pieces = posterior.predict(x)
+    torch.testing.assert_close(pieces.mean, whole.mean)
+    torch.testing.assert_close(pieces.variance, whole.variance)
 
 
 def test_wrong_parts_are_refused():

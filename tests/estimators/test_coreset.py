@@ -55,10 +55,10 @@ def test_a_process_given_the_points_is_the_fit(standardize):
     targets = torch.tensor(inner.y_map(points.targets))
     prior = Exact().prior(process, torch.tensor(inner.x_map(points.inputs)))
     posterior = prior.condition(Sites(weights * targets, weights))
-    mean = inner.y_map.inverse(
-        posterior.predict(torch.tensor(inner.x_map(new))).mean.detach().numpy()
-    )
-    assert mean == pytest.approx(model.predict(new), rel=1e-5)
+    moments = posterior.predict(torch.tensor(inner.x_map(new)))
+    mean, variance = model.predict(new), inner.latent(new)[1]
+    assert inner.y_map.inverse(moments.mean.detach().numpy()) == pytest.approx(mean, rel=1e-5)
+    assert scale**2 * moments.variance.detach().numpy() == pytest.approx(variance, rel=1e-4)
 
 
 def test_scaling_the_targets_scales_the_points(model):
