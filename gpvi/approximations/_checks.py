@@ -1,5 +1,6 @@
 """Checks that every posterior makes of the inputs it is asked about."""
 
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,3 +49,9 @@ def check_finite(x: Tensor) -> None:
         raise InputError(
             f"x holds {int((~torch.isfinite(x)).sum())} values that are NaN or infinite; drop these rows."
         )
+
+
+def check_count(name: str, value: object) -> None:
+    """Refuse what is no number of things."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise InputError(f"{name} is {value!r}; it must be an integer of at least 1.")

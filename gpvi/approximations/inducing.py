@@ -11,12 +11,12 @@ Hensman, J., Fusi, N. & Lawrence, N. D. (2013). Gaussian processes for big data.
 """
 
 from collections.abc import Callable
-from numbers import Integral
 
 import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
+from gpvi.approximations._checks import check_count
 from gpvi.approximations.base import Approximation
 from gpvi.approximations.collapsed import collapsed_objective
 from gpvi.approximations.features import check_jitter
@@ -77,12 +77,8 @@ class InducingPoints(Approximation):
         if (num_inducing is None) == (inducing_points is None):
             given = "neither" if num_inducing is None else f"both (num_inducing={num_inducing!r})"
             raise InputError(f"Pass exactly one of num_inducing and inducing_points, not {given}.")
-        if num_inducing is not None and not (
-            isinstance(num_inducing, Integral) and num_inducing >= 1
-        ):
-            raise InputError(
-                f"num_inducing is {num_inducing!r}; it must be an integer of at least 1."
-            )
+        if num_inducing is not None:
+            check_count("num_inducing", num_inducing)
         if selection not in SELECTION_METHODS:
             raise InputError(
                 f"selection is {selection!r}; it must be one of {', '.join(SELECTION_METHODS)}."
@@ -131,7 +127,7 @@ class InducingPoints(Approximation):
         Tensor, shape [*b, M, N]
             On the graph.
         """
-        return GaussianProcess(kernel).covariance(self._points(x), x)
+        return GaussianProcess(kernel).covariance(self.checked_points(x), x)
 
     def initialize(
         self, gp: GaussianProcessLike, x: Tensor, generator: torch.Generator | None = None
@@ -207,7 +203,7 @@ class InducingPoints(Approximation):
         Tensor, shape [*b]
             Total nats.
         """
-        z, jitter = self._points(x), self._jitter(x)
+        z, jitter = self.checked_points(x), self._jitter(x)
         return collapsed_objective(
             gp, x, z, y, noise, jitter=jitter, tighter=tighter, copies=copies
         )
@@ -215,7 +211,7 @@ class InducingPoints(Approximation):
     def _prior(self, gp: GaussianProcessLike, x: Tensor, plan: Plan) -> "InducingPrior":
         # The snapshot keeps the prior as it is when the optimiser moves the inducing inputs in
         # place.
-        return InducingPrior.build(gp, x, self._points(x).clone(), self._jitter(x))
+        return InducingPrior.build(gp, x, self.checked_points(x).clone(), self._jitter(x))
 
     def _chosen(self) -> Tensor:
         if self.inducing_points is None:
@@ -224,7 +220,24 @@ class InducingPoints(Approximation):
             )
         return self.inducing_points
 
-    def _points(self, x: Tensor) -> Tensor:
+    def checked_points(self, x: Tensor) -> Tensor:
+        """The inducing inputs, if they go with some inputs.
+
+        Parameters
+        ----------
+        x : Tensor, shape [*g, N, D]
+            Inputs.
+
+        Returns
+        -------
+        Tensor, shape [*b, M, D]
+            On the graph.
+
+        Raises
+        ------
+        InputError
+            If they have not been chosen, or have other columns, dtype or device.
+        """
         z = self._chosen()
         if z.shape[-1] != x.shape[-1]:
             raise InputError(f"Inducing points have {z.shape[-1]} columns and x has {x.shape[-1]}.")
@@ -243,7 +256,7 @@ class InducingPoints(Approximation):
             raise InputError(
                 f"inducing_points is a {type(points).__name__}; pass a tensor of shape [M, D]."
             )
-        if points.dim() < 2 or not points.dtype.is_floating_point:
+        if points.dim() < 2 or not points.shape[-2] or not points.dtype.is_floating_point:
             raise InputError(
                 f"inducing_points has shape {tuple(points.shape)} and dtype {points.dtype}; "
                 "pass floating-point values, shape [M, D]."

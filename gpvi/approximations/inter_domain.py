@@ -122,7 +122,7 @@ def basis_of(features: InterDomainFeatures, x: Tensor) -> PointBasis | Functiona
         On the graph.
     """
     if isinstance(features, InducingPoints):
-        return PointBasis(features._points(x).clone())
+        return PointBasis(features.checked_points(x).clone())
     return FunctionalBasis(features).snapshot()
 
 

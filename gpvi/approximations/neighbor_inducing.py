@@ -300,7 +300,7 @@ class NeighborInducing(Approximation):
                 if not torch.equal(found.index, rows.index):
                     return fresh
             if not plan._rows:
-                self._inner(gp, self.points._points(old.first.new_empty(0)), fresh)
+                self._inner(gp, self.points.checked_points(old.first.new_empty(0)), fresh)
         today = fresh._geometry[0]
         same = torch.equal(today.neighbors, old.neighbors) and torch.equal(today.first, old.first)
         return plan if same else fresh
@@ -348,8 +348,8 @@ class NeighborInducing(Approximation):
     def _held(self, x: Tensor, plan: NeighborInducingPlan) -> Tensor:
         """The inducing inputs, safe from changes in place."""
         if self.learn:
-            return self.points._points(x).clone()
-        z = self.points._points(x)
+            return self.points.checked_points(x).clone()
+        z = self.points.checked_points(x)
         if plan._points:
             source, version, copy = plan._points[0]
             if source is z and version == z._version:

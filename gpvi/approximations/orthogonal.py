@@ -219,7 +219,7 @@ class Orthogonal(Approximation):
         """
         if self.q != "joint" or not isinstance(self.base, InducingPoints):
             return None
-        z = expand_points(self.base._points(x), self.orthogonal._points(x))
+        z = expand_points(self.base.checked_points(x), self.orthogonal.checked_points(x))
         return collapsed_objective(
             gp, x, z, y, noise, jitter=self._jitter(x), tighter=tighter, copies=copies
         )
@@ -229,11 +229,11 @@ class Orthogonal(Approximation):
         if self.q == "joint":
             return FeaturePrior.on_basis(gp, x, basis, jitter)
         prior = BlockPrior.on_basis(gp, x, basis, jitter)
-        split = prior.num_basis - self.orthogonal._points(x).shape[-2]
+        split = prior.num_basis - self.orthogonal.checked_points(x).shape[-2]
         return prior.in_blocks(split, moved=self.q == "delta")
 
     def _basis(self, x: Tensor) -> Basis:
-        second = self.orthogonal._points(x).clone()
+        second = self.orthogonal.checked_points(x).clone()
         first = basis_of(self.base, x)
         if isinstance(first, FunctionalBasis):
             return StackedBasis(first, second)

@@ -6,12 +6,12 @@ rows.
 """
 
 from collections.abc import Callable
-from numbers import Integral
 
 import torch
 from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 
+from gpvi.approximations._checks import check_count
 from gpvi.approximations.gaussian_process import GaussianProcess, GaussianProcessLike
 from gpvi.exceptions import InputError
 from gpvi.kernels import stationary_form
@@ -70,8 +70,7 @@ def select_inducing_points(
     """
     if method not in SELECTION_METHODS:
         raise InputError(f"method is {method!r}; it must be one of {', '.join(SELECTION_METHODS)}.")
-    if not isinstance(num_inducing, Integral) or num_inducing < 1:
-        raise InputError(f"num_inducing is {num_inducing!r}; it must be an integer of at least 1.")
+    check_count("num_inducing", num_inducing)
     if x.dim() != 2:
         raise InputError(
             f"x has shape {tuple(x.shape)}; pass inputs of shape [N, D] "

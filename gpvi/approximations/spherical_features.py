@@ -22,7 +22,6 @@ networks as point estimates for deep Gaussian processes. NeurIPS.
 
 import math
 from collections.abc import Callable
-from numbers import Integral
 
 import torch
 from gpytorch.kernels import Kernel
@@ -31,6 +30,7 @@ from torch import Tensor
 from torch.nn.functional import relu, softplus
 
 from gpvi._warnings import warn
+from gpvi.approximations._checks import check_count
 from gpvi.approximations.gaussian_process import GaussianProcessLike
 from gpvi.exceptions import AccuracyWarning, InputError
 from gpvi.kernels._gegenbauer import angle_rule, funk_hecke, gegenbauer_series, multiplicities
@@ -138,8 +138,8 @@ class SphericalActivationFeatures(torch.nn.Module):
             given = "neither" if num_features is None else f"both (num_features={num_features!r})"
             raise InputError(f"Pass exactly one of num_features and directions, not {given}.")
         for name, value in (("num_features", num_features), ("num_levels", num_levels)):
-            if value is not None and not (isinstance(value, Integral) and value >= 1):
-                raise InputError(f"{name} is {value!r}; it must be an integer of at least 1.")
+            if value is not None:
+                check_count(name, value)
         if activation not in _ACTIVATIONS:
             raise InputError(
                 f"activation is {activation!r}; it must be one of {', '.join(_ACTIVATIONS)}."

@@ -16,12 +16,12 @@ features. ICML.
 """
 
 from collections.abc import Callable
-from numbers import Integral
 
 import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
+from gpvi.approximations._checks import check_count
 from gpvi.approximations.gaussian_process import GaussianProcessLike
 from gpvi.approximations.spherical_features import check_sphere
 from gpvi.exceptions import InputError
@@ -92,8 +92,8 @@ class SphericalHarmonicFeatures(torch.nn.Module):
             given = "neither" if num_levels is None else "both"
             raise InputError(f"Pass exactly one of num_levels and num_features, not {given}.")
         for name, value in (("num_levels", num_levels), ("num_features", num_features)):
-            if value is not None and not (isinstance(value, Integral) and value >= 1):
-                raise InputError(f"{name} is {value!r}; it must be an integer of at least 1.")
+            if value is not None:
+                check_count(name, value)
         if num_levels is not None and num_levels > _MAX_LEVELS:
             raise InputError(f"num_levels is {num_levels}; it must be at most {_MAX_LEVELS}.")
         self.num_levels, self.num_features = num_levels, num_features
