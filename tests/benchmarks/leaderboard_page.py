@@ -31,6 +31,7 @@ NAMES = {
     "gpvi-orthogonal": "gpvi, orthogonal blocks",
     "gpvi-spherical": "gpvi, spherical features",
     "gpvi-spherical-orthogonal": "gpvi, spherical features and inducing points",
+    "gpvi-full-scale": "gpvi, inducing points and neighbours",
     "gpytorch-svgp": "GPyTorch SVGP",
     "gpytorch-sgpr": "GPyTorch SGPR",
     "gpytorch-sgpr-float64": "GPyTorch SGPR, float64",

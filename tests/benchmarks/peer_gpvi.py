@@ -20,6 +20,7 @@ __all__ = [
     "SparseInverse",
     "Spherical",
     "SphericalOrthogonal",
+    "FullScale",
 ]
 
 ZONAL = "zonal_matern52"
@@ -143,3 +144,10 @@ class SphericalOrthogonal(_WithPoints):
 
     approximation = "orthogonal"
     kernel = ZONAL
+
+
+class FullScale(_Estimator):
+    """Inducing points and neighbours for what they leave, as many of both as is the default."""
+
+    def __init__(self, seed: int, max_iter: int | None = None) -> None:
+        super().__init__(seed, None, max_iter, approximation="full_scale")

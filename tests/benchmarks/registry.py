@@ -134,6 +134,9 @@ PEERS: dict[str, PeerSpec] = {
     "gpvi-spherical-orthogonal": PeerSpec(
         "peer_gpvi", "SphericalOrthogonal", "gpvi", default=False
     ),
+    "gpvi-full-scale": PeerSpec(
+        "peer_gpvi", "FullScale", "gpvi", sparse=False, large=False, default=False
+    ),
     "gpvi-inducing-float32": PeerSpec(
         "peer_gpvi", "Inducing", "gpvi", {"dtype": "float32"}, kinds=_NOT_GAUSSIAN
     ),
@@ -260,6 +263,7 @@ LEADERBOARD: dict[str, Budgets] = {
     "gpvi-orthogonal": _OUR_BUDGETS,
     "gpvi-spherical": _OUR_BUDGETS,
     "gpvi-spherical-orthogonal": _OUR_BUDGETS,
+    "gpvi-full-scale": Budgets("max_iter", (0, 5, 10, 20, 40, None), ()),
     "gpytorch-svgp": _SVGP_BUDGETS,
     "gpytorch-sgpr": Budgets("steps", (40, 150, 600), (5, 15, 50)),
     "gpytorch-sgpr-float64": Budgets("steps", (40, 150, 600), ()),
