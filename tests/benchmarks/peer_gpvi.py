@@ -14,13 +14,13 @@ import gpvi
 __all__ = [
     "Coreset",
     "Exact",
+    "FullScale",
     "Inducing",
     "NeighborInducing",
     "Orthogonal",
     "SparseInverse",
     "Spherical",
     "SphericalOrthogonal",
-    "FullScale",
 ]
 
 ZONAL = "zonal_matern52"

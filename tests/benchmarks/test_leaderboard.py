@@ -35,7 +35,7 @@ def test_every_entry_has_one_job_for_each_budget_and_seeds_are_outermost(board, 
     assert [jobs[0].seed for jobs in ladders] == sorted(jobs[0].seed for jobs in ladders)
     assert all(len({job.key for job in jobs}) == len(jobs) for jobs in ladders)
     large = {jobs[0].peer for jobs in ladders if jobs[0].task == "protein"}
-    small = {"gpvi-exact", "gpvi-exact-matern32", "gpytorch-sgpr-float64"}
+    small = {"gpvi-exact", "gpvi-exact-matern32", "gpvi-full-scale", "gpytorch-sgpr-float64"}
     assert large == set(peers) - small
     assert [job.options["steps"] for job in ladder(board, "gpytorch-sgpr", "kin40k")] == [
         5,
