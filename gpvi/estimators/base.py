@@ -50,17 +50,15 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
     ----------
     kernel, ard, categorical_features : object
         The kernel.
-    mean : object
-        Prior mean.
-    likelihood : object
-        Distribution of y given f.
+    mean, likelihood : object
+        Prior mean, and distribution of y given f.
     approximation, num_inducing : object
         How f is approximated.
     standardize : bool
         Whether data are standardised inside.
     hyperparameters : dict
         Fixed values, starting values, bounds, priors.
-    objective, optimizer, max_iter, batch_size, learning_rate, num_restarts : object
+    objective, inference, optimizer, max_iter, batch_size, learning_rate, num_restarts : object
         The fit.
     allow_missing_targets : bool
         Whether y may hold NaN.
@@ -80,7 +78,8 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
         num_inducing: int | None = None,
         standardize: bool = True,
         hyperparameters: Mapping[str, HyperparameterSpec] | None = None,
-        objective: str = "tighter_elbo",
+        objective: str = "auto",
+        inference: str = "cvi",
         optimizer: str | None = "auto",
         max_iter: int = 100,
         batch_size: int | None = None,
@@ -104,6 +103,7 @@ class GaussianProcessEstimator(BaseEstimator, ABC):
         self.standardize = standardize
         self.hyperparameters = hyperparameters
         self.objective = objective
+        self.inference = inference
         self.optimizer = optimizer
         self.max_iter = max_iter
         self.batch_size = batch_size

@@ -66,10 +66,12 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
         Free(initial=1.0, bounds=(0.1, 10.0), prior=...)}``, a gpytorch prior, or "dimension_scaled" for
         lengthscales. Names are those that ``summary()`` shows (without an index), or their last parts;
         where two match, the longer one counts.
-    objective : {"tighter_elbo", "elbo", "ep"}
-        What is maximised (with the log densities of priors). "ep" is the energy of expectation propagation,
-        for approximations that leave nothing of f open and without minibatches; with Gaussian noise, where it
-        is the evidence, it is the same as "elbo".
+    objective : {"auto", "tighter_elbo", "elbo", "ep", "laplace"}
+        What is maximised (with the log densities of priors): for "cvi" the tightened bound, the plain one, or
+        the energy of expectation propagation; for the other rules theirs. "auto" is the first.
+    inference : {"cvi", "ep", "laplace"}
+        Variational inference, expectation propagation or Laplace's approximation; the same for Gaussian
+        noise. The last two need all rows at a time, the last an approximation that leaves nothing of f open.
     optimizer : {"auto", "lbfgs", "adam"} or None
         "auto" is L-BFGS on all rows and Adam on minibatches; None keeps all hyperparameters at their
         starting values.
@@ -111,7 +113,7 @@ class GPClassifier(ClassifierMixin, GaussianProcessEstimator):
     coreset_ : DataCoreset
         Weighted points in the units of the data; with ``approximation="coreset"`` only.
     elbo_ : float
-        Bound on the log evidence in total nats; the energy with ``objective="ep"``.
+        Bound on the log evidence in total nats; the energy or Laplace's evidence with their objectives.
     history_ : list of FitRecord
         One record per objective evaluation.
     n_iter_ : int

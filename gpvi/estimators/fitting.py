@@ -107,7 +107,7 @@ class FitOptions:
         As given.
     optimizer : str or None
         None keeps all hyperparameters at their starting values.
-    objective : str
+    objective, inference : str
         As given.
     max_iter : int
         As given.
@@ -143,6 +143,7 @@ class FitOptions:
     batch_size: int | None
     optimizer: str | None
     objective: str
+    inference: str
     max_iter: int
     learning_rate: float
     num_restarts: int
@@ -313,6 +314,7 @@ def _run(
                 tensors.x,
                 tensors.y,
                 objective=options.objective,
+                inference=options.inference,
                 weights=tensors.weights,
                 optimizer="auto" if options.optimizer is None else options.optimizer,
                 max_iter=0 if options.optimizer is None else options.max_iter,

@@ -23,7 +23,7 @@ from gpvi.estimators.validation import (
     check_seed,
 )
 from gpvi.exceptions import InputError, UnsupportedError
-from gpvi.inference import OBJECTIVES
+from gpvi.inference.site_rules import resolve_objective
 from gpvi.likelihoods import as_likelihood
 from gpvi.likelihoods.moments import is_discrete
 
@@ -57,7 +57,7 @@ def check_options(estimator: BaseEstimator) -> None:
         Names the option and its value.
     """
     check_choice("dtype", estimator.dtype, tuple(_DTYPES))
-    check_choice("objective", estimator.objective, OBJECTIVES)
+    resolve_objective(estimator.objective, estimator.inference)
     check_choice("optimizer", estimator.optimizer, ("auto", "lbfgs", "adam", None))
     for name in ("ard", "standardize", "allow_missing_targets", "verbose"):
         check_flag(name, getattr(estimator, name))
@@ -322,6 +322,7 @@ def fit_options(
         batch_size=estimator.batch_size,
         optimizer=estimator.optimizer,
         objective=estimator.objective,
+        inference=estimator.inference,
         max_iter=estimator.max_iter,
         learning_rate=estimator.learning_rate,
         num_restarts=_num_restarts(estimator),

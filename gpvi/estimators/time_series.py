@@ -112,6 +112,7 @@ class TimeSeriesGP(RegressorMixin, RegressionEstimator):
     num_inducing = None
     batch_size = None
     objective = "elbo"
+    inference = "cvi"
     allow_missing_targets = True
     restarts_once = True
 

@@ -6,18 +6,22 @@ from gpvi.inference.cvi import CVIResult, cvi
 from gpvi.inference.data_term import data_term, dual
 from gpvi.inference.ep_energy import ep_energy
 from gpvi.inference.evaluator import Ascent
+from gpvi.inference.expectation_propagation import expectation_propagation
 from gpvi.inference.fit import OPTIMIZERS, WarmStart, fit
 from gpvi.inference.full_batch import maximize
 from gpvi.inference.initialization import initialize_hyperparameters, median_lengthscales
+from gpvi.inference.laplace import laplace, laplace_evidence
 from gpvi.inference.minibatch import Minibatcher
 from gpvi.inference.objectives import elbo, optimal_log_v, tighter_data_term, tighter_elbo
 from gpvi.inference.parameters import ParameterVector, log_prior
-from gpvi.inference.problem import OBJECTIVES, FitProblem
+from gpvi.inference.problem import FitProblem
 from gpvi.inference.records import Callback, FitRecord, FitResult, ProgressBar
+from gpvi.inference.site_rules import INFERENCES, OBJECTIVES
 from gpvi.inference.streaming import OnlineFilter
 from gpvi.inference.whittle import debiased_whittle, whittle_initialize
 
 __all__ = [
+    "INFERENCES",
     "OBJECTIVES",
     "OPTIMIZERS",
     "Ascent",
@@ -38,9 +42,12 @@ __all__ = [
     "dual",
     "elbo",
     "ep_energy",
+    "expectation_propagation",
     "fingerprint",
     "fit",
     "initialize_hyperparameters",
+    "laplace",
+    "laplace_evidence",
     "load_state",
     "log_prior",
     "maximize",

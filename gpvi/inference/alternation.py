@@ -12,21 +12,20 @@ Gaussian process models. ICML.
 """
 
 import math
-import os
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from gpvi.exceptions import NumericalError, UnsupportedError
+from gpvi.exceptions import NumericalError
 from gpvi.inference.ascent import ascend_once
 from gpvi.inference.checkpoint import EvaluationLog
 from gpvi.inference.coordinates import Curvature
 from gpvi.inference.evaluator import Ascent
-from gpvi.inference.problem import FitProblem, open_basis
+from gpvi.inference.problem import FitProblem
 from gpvi.inference.records import Callback, FitRecord
 
-__all__ = ["ascend_in_turns", "check_energy"]
+__all__ = ["ascend_in_turns"]
 
 _STAGE = "full batch"
 
@@ -122,45 +121,6 @@ def ascend_in_turns(
             message, converged = "no turn of q and hyperparameters gains anything more", True
             break
     return Ascent(best, min(taken, max_iter), converged, message, stopped, curvature)
-
-
-def check_energy(
-    problem: FitProblem, batch_size: int | None, checkpoint: str | os.PathLike | None
-) -> None:
-    """Refuse an energy where it cannot be had, before anything is fitted.
-
-    Parameters
-    ----------
-    problem : FitProblem
-        That alternates.
-    batch_size : int, optional
-        Rows of a minibatch.
-    checkpoint : path-like, optional
-        Of the fit.
-
-    Raises
-    ------
-    UnsupportedError
-        For minibatches, several latent functions, checkpoints, and bases that leave part of f open.
-    """
-    if problem.approximation.finite_basis:
-        raise open_basis(problem.approximation)
-    if batch_size is not None:
-        raise UnsupportedError(
-            f"objective='ep' and batch_size={batch_size}: cavities need the sites of all rows; leave "
-            "batch_size out, or use objective='elbo'."
-        )
-    if problem.likelihood.num_latents > 1:
-        raise UnsupportedError(
-            f"objective='ep' and {type(problem.likelihood).__name__}, which couples "
-            f"{problem.likelihood.num_latents} latent functions: cavities are of one function each; use "
-            "objective='elbo'."
-        )
-    if checkpoint is not None:
-        raise UnsupportedError(
-            f"objective='ep' and checkpoint={os.fspath(checkpoint)!r}: turns of q and hyperparameters "
-            "cannot be resumed; leave checkpoint out, or use objective='elbo'."
-        )
 
 
 def _settle(problem: FitProblem) -> float:

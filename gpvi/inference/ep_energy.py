@@ -24,28 +24,17 @@ Li, R., John, S. T. & Solin, A. (2023). Improving hyperparameter learning under 
 Gaussian process models. ICML.
 """
 
-import math
-from dataclasses import dataclass
-
-import torch
 from gpytorch.likelihoods import Likelihood as GPyTorchLikelihood
 from torch import Tensor
 
 from gpvi.approximations import Posterior
 from gpvi.approximations.cavity import check_rows_have_sites
-from gpvi.exceptions import InputError, NumericalError, UnsupportedError
-from gpvi.inference.objectives import assemble, row_copies
-from gpvi.likelihoods import Likelihood, as_likelihood
-from gpvi.linalg.quadrature import log_expectation_exp
+from gpvi.exceptions import InputError
+from gpvi.inference.objectives import assemble
+from gpvi.inference.tilted import Cavity, Fractions, check_one_latent, log_tilted
+from gpvi.likelihoods import as_likelihood
 
 __all__ = ["ep_energy"]
-
-# Where marginals are crude or rounded, a site may look stronger than its own posterior: 1 - lam2 v is kept
-# above this.
-_SMALLEST_GAP = 1e-5
-
-_NUM_NODES = 40
-_NUM_RECENTRINGS = 12
 
 
 def ep_energy(
@@ -114,14 +103,8 @@ def ep_energy(
     >>> round(bound.item(), 4), round(energy.item(), 4)  # log Phi(0) = log 1/2
     (-0.6947, -0.6931)
     """
-    if not 0.0 < power <= 1.0:
-        raise InputError(f"power is {power}; it must lie in (0, 1].")
     model = as_likelihood(likelihood)
-    if model.num_latents > 1:
-        raise UnsupportedError(
-            f"{type(likelihood).__name__} couples {model.num_latents} latent functions, and cavities are "
-            "of one function each; use elbo."
-        )
+    check_one_latent(model)
     check_rows_have_sites(type(posterior).__name__, posterior.sites)
     size = posterior.sites.lam1.shape[-1]
     if num_data is not None and num_data != size:
@@ -129,78 +112,11 @@ def ep_energy(
             f"The energy of {size} rows out of {num_data}: cavities need the sites of all rows. Leave "
             "num_data out and pass all rows, or use elbo."
         )
-    # How many equal rows a row stands for; each has so much of the site and of the likelihood.
-    copies = row_copies(model, y, weights).to(posterior.sites.lam1).clamp_min(1.0)
-    fraction = power / copies
-    exponent = None if weights is None else fraction * weights
-    cavity = _Cavity.of(posterior, fraction)
-    tilted = _log_tilted(model, y, cavity, power, exponent, rows)
+    parts = Fractions.of(model, y, power, weights, posterior.sites.lam1)
+    cavity = Cavity.of(posterior, parts.fraction)
+    tilted = log_tilted(model, y, cavity, parts, rows)
     moments, sites = posterior.marginals(), posterior.sites
     pull = sites.lam1 - sites.lam2 * moments.mean
-    spread = (cavity.gap.log() + 1.0 - cavity.gap) / fraction
-    term = tilted / fraction + 0.5 * pull * (moments.mean - cavity.mean) - 0.5 * spread
+    spread = (cavity.gap.log() + 1.0 - cavity.gap) / parts.fraction
+    term = tilted / parts.fraction + 0.5 * pull * (moments.mean - cavity.mean) - 0.5 * spread
     return assemble(posterior, model, term, None)
-
-
-@dataclass(frozen=True, eq=False)
-class _Cavity:
-    """Moments of f without a fraction of the row's own site, and ``v / v_-`` of the projection."""
-
-    mean: Tensor
-    variance: Tensor
-    gap: Tensor
-
-    @classmethod
-    def of(cls, posterior: Posterior, fraction: Tensor) -> "_Cavity":
-        moments, sites = posterior.marginals(), posterior.sites
-        try:
-            without = posterior.leave_one_out()
-            mean, variance = without.mean, without.explained
-        except NumericalError:
-            gap = (1.0 - sites.lam2 * moments.explained).clamp_min(_SMALLEST_GAP)
-            variance = moments.explained / gap
-            mean = moments.mean - variance * (sites.lam1 - sites.lam2 * moments.mean)
-        # Part of the site goes back in: 1/v_k = 1/v_- + (1 - k) lam2.
-        strength = sites.lam2 * variance
-        kept = 1.0 + (1.0 - fraction) * strength
-        residual = 0.0 if moments.residual is None else moments.residual
-        return cls(
-            moments.mean + (mean - moments.mean) * fraction / kept,
-            variance / kept + residual,
-            kept / (1.0 + strength),
-        )
-
-
-def _log_tilted(
-    model: Likelihood,
-    y: Tensor,
-    cavity: _Cavity,
-    power: float,
-    exponent: Tensor | None,
-    rows: dict[str, Tensor],
-) -> Tensor:
-    """``log int p(y | f)^a N(f) df`` of every row, zero where nothing was observed."""
-    missing = model.missing(y)
-    mean, variance = cavity.mean, cavity.variance
-    if (exponent is None and power == 1.0) or (
-        exponent is not None and bool((exponent == 1.0).all())
-    ):
-        value = model.predict_log_density(y, mean, variance, **rows)
-        return torch.where(missing, torch.zeros_like(value), value)
-    a = torch.full_like(mean, power) if exponent is None else exponent.expand_as(mean)
-    noise = model.gaussian_noise(y, **rows)
-    if noise is not None:
-        return _log_tilted_gaussian(y, noise, cavity, torch.where(missing, 0.0, a))
-    return log_expectation_exp(
-        lambda f: a * model.log_prob(f, y, **rows), mean, variance, _NUM_NODES, _NUM_RECENTRINGS
-    )
-
-
-def _log_tilted_gaussian(y: Tensor, noise: Tensor, cavity: _Cavity, a: Tensor) -> Tensor:
-    """In closed form: ``N(y; f, s)^a`` is ``N(y; f, s / a)`` up to a factor."""
-    used = a > 0
-    a, noise = torch.where(used, a, 1.0), torch.where(used, noise, 1.0)
-    distance = torch.where(used, y, cavity.mean.detach()) - cavity.mean
-    total = cavity.variance + noise / a
-    value = -0.5 * ((total / noise * a).log() + distance.square() / total)
-    return torch.where(used, value - 0.5 * a * (2.0 * math.pi * noise).log(), 0.0)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gpvi.approximations import Approximation, GaussianProcess, InducingPoints
 from gpvi.exceptions import InputError, UnsupportedError
-from gpvi.inference.alternation import ascend_in_turns, check_energy
+from gpvi.inference.alternation import ascend_in_turns
 from gpvi.inference.checkpoint import EvaluationLog, fingerprint, module_settings
 from gpvi.inference.coordinates import Curvature
 from gpvi.inference.evaluator import Ascent
@@ -24,6 +24,7 @@ from gpvi.inference.problem import FitProblem
 from gpvi.inference.records import Callback, FitRecord, FitResult
 from gpvi.inference.reports import warn_about
 from gpvi.inference.rounds import ascend_in_rounds
+from gpvi.inference.site_rules import check_rule
 from gpvi.likelihoods import as_likelihood
 
 __all__ = ["OPTIMIZERS", "WarmStart", "fit"]
@@ -73,7 +74,8 @@ def fit(
     x: Tensor,
     y: Tensor,
     *,
-    objective: str = "tighter_elbo",
+    objective: str = "auto",
+    inference: str = "cvi",
     groups: Tensor | None = None,
     weights: Tensor | None = None,
     max_iter: int = 100,
@@ -106,10 +108,13 @@ def fit(
         Inputs.
     y : Tensor, shape [N] or [*b, N]
         Targets; NaN means not observed.
-    objective : {"tighter_elbo", "elbo", "ep"}
-        What is maximised (with the log densities of registered priors added). "ep" is
-        :func:`ep_energy`, for a likelihood that is not Gaussian (for one that is, the ELBO): q and
-        hyperparameters take turns. Needs a prior without residual.
+    objective : {"auto", "tighter_elbo", "elbo", "ep", "laplace"}
+        What is maximised (with the log densities of registered priors added): for "cvi" a bound, the
+        tightened one by default, or :func:`ep_energy`, for which q and hyperparameters take turns; for the
+        other rules "ep" or "laplace". A Gaussian likelihood has its ELBO for the last two.
+    inference : {"cvi", "ep", "laplace"}
+        Where the sites of a likelihood that is not Gaussian come from: :func:`cvi`,
+        :func:`expectation_propagation` or :func:`laplace`.
     groups : Tensor of int, shape [N], optional
         Flat independent groups.
     weights : Tensor, shape [N], optional
@@ -178,10 +183,17 @@ def fit(
     model = as_likelihood(likelihood)
     model.check_targets(y, **rows, **({} if weights is None else {"weights": weights}))
     plan = approximation.plan(x, groups)
-    problem = FitProblem(gp, approximation, model, x, y, plan, objective, weights, dict(rows))
+    problem = FitProblem(
+        gp, approximation, model, x, y, plan, objective, weights, dict(rows), inference=inference
+    )
     _check_problem(problem)
-    if problem.alternates:
-        check_energy(problem, batch_size, checkpoint)
+    if problem.needs_all_sites:
+        check_rule(approximation, model, problem.objective, inference, batch_size)
+    if problem.alternates and checkpoint is not None:
+        raise UnsupportedError(
+            f"objective='ep' and checkpoint={os.fspath(checkpoint)!r}: turns of q and hyperparameters cannot "
+            "be resumed; leave checkpoint out, or use objective='elbo'."
+        )
     optimizer = _checked_optimizer(optimizer, batch_size)
     _check_step_sizes(learning_rate, natural_step_size)
     if batch_size is not None:
@@ -307,8 +319,9 @@ def _warm_start(problem: FitProblem, options: WarmStart | None, run: _Run) -> As
 
 
 def _ascend_first(problem: FitProblem, options: WarmStart, run: _Run) -> Ascent:
-    # A subset is for a rough start, for which the bound does as well and q need not take turns.
-    rough = replace(problem, objective="elbo") if problem.alternates else problem
+    # A subset of rows, with inducing points, is for a rough start, for which the bound does as well.
+    bound = problem.objective in ("tighter_elbo", "elbo")
+    rough = problem if bound else replace(problem, objective="elbo", inference="cvi")
     return maximize(
         rough,
         stage="warm start",
@@ -422,6 +435,7 @@ def _digest(
         tensors += [*module.parameters(), *module.buffers()]
     settings |= {
         "objective": problem.objective,
+        "inference": problem.inference,
         "rows": sorted(problem.rows),
         "modules": modules,
     }

@@ -15,17 +15,15 @@ from torch import Tensor
 
 from gpvi._warnings import without
 from gpvi.approximations import Approximation, GaussianProcess, Plan, Posterior, Prior, Sites
-from gpvi.exceptions import AccuracyWarning, InputError, UnsupportedError
+from gpvi.exceptions import AccuracyWarning, InputError
 from gpvi.inference.cvi import CVIResult, cvi
 from gpvi.inference.data_term import data_term
 from gpvi.inference.ep_energy import ep_energy
 from gpvi.inference.parameters import log_prior
+from gpvi.inference.site_rules import find_sites, open_basis, resolve_objective, value_at_sites
 from gpvi.likelihoods import Likelihood
 
-__all__ = ["CVI_TOLERANCE", "OBJECTIVES", "FitProblem"]
-
-#: Names of the objectives that a fit can maximise.
-OBJECTIVES = ("tighter_elbo", "elbo", "ep")
+__all__ = ["CVI_TOLERANCE", "FitProblem"]
 
 _CVI_STEPS = 30
 
@@ -51,9 +49,9 @@ class FitProblem:
         Targets; NaN means not observed. Brought to the dtype of ``x``.
     plan : Plan
         From ``approximation.plan``.
-    objective : {"tighter_elbo", "elbo", "ep"}
-        What is maximised. The energy "ep" of a likelihood that is not Gaussian is taken at held sites,
-        which :meth:`settle` brings up to date.
+    objective : {"auto", "tighter_elbo", "elbo", "ep", "laplace"}
+        What is maximised. At sites that do not make it stationary, "ep" is taken at held ones, which
+        :meth:`settle` brings up to date.
     weights : Tensor, shape [N], optional
         Row weights.
     rows : dict of str to Tensor
@@ -66,6 +64,8 @@ class FitProblem:
         Nats that a sweep of CVI inside :meth:`value` must gain.
     terms : Tensor, optional
         Terms of a collapsed objective that stand for all (see :meth:`sample_terms`).
+    inference : {"cvi", "ep", "laplace"}
+        Where the sites of a likelihood that is not Gaussian come from.
 
     Raises
     ------
@@ -87,13 +87,11 @@ class FitProblem:
     log_v: Tensor | None = None
     inner_tolerance: float = CVI_TOLERANCE
     terms: Tensor | None = None
+    inference: str = "cvi"
     _used_plan: Plan | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise InputError(
-                f"objective is {self.objective!r}; it must be one of {', '.join(OBJECTIVES)}."
-            )
+        self.objective = resolve_objective(self.objective, self.inference)
         if not bool(torch.isfinite(self.x).all()):
             raise InputError(
                 f"x holds {int((~torch.isfinite(self.x)).sum())} values that are NaN or infinite; "
@@ -142,7 +140,13 @@ class FitProblem:
     @property
     def alternates(self) -> bool:
         """Whether :meth:`value` holds the sites, so that q and hyperparameters have to take turns."""
-        return self.objective == "ep" and self._noise() is None
+        matched = self.inference == "ep" and self.approximation.exact_conditioning
+        return self.objective == "ep" and not matched and self._noise() is None
+
+    @property
+    def needs_all_sites(self) -> bool:
+        """Whether the objective is made of the sites of single rows, all of them at a time."""
+        return self.objective in ("ep", "laplace") and self._noise() is None
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
@@ -207,7 +211,8 @@ class FitProblem:
         with without(AccuracyWarning):
             bound = self._energy() if self.alternates else self.gaussian_value()
             if bound is None:
-                bound = self._fixed_point_value()
+                by_cvi = self.inference == "cvi"
+                bound = self._fixed_point_value() if by_cvi else self._value_at_own_sites()
         return bound.sum() + log_prior(list(self.modules.values()))
 
     def infer(self) -> CVIResult:
@@ -249,8 +254,8 @@ class FitProblem:
     def _energy_prior(self) -> Prior:
         """Today's prior, unless the energy is no guide to its hyperparameters."""
         prior = self.approximation.prior(self.gp, self.x, plan=self.plan)
-        if prior.residual is not None:
-            raise open_basis(self.approximation)
+        if prior.residual is not None and self.inference == "cvi":
+            raise open_basis(self.approximation, self.objective)
         return prior
 
     def _energy_of(self, posterior: Posterior) -> Tensor:
@@ -263,6 +268,16 @@ class FitProblem:
         self.sites, self.log_v = result.sites, result.log_v
         slopes = self._likelihood_slopes(result) + self._prior_slopes(prior, result)
         return result.objective + (slopes - slopes.detach())
+
+    def _value_at_own_sites(self) -> Tensor:
+        """Objective of a rule whose sites make its gradient at held sites the total one."""
+        prior = self.approximation.prior(self.gp, self.x, plan=self.plan)
+        self.sites = self._infer(prior, self.inner_tolerance).sites
+        return value_at_sites(self.inference, prior, *self._row_data)
+
+    @property
+    def _row_data(self) -> tuple[Likelihood, Tensor, Sites | None, Tensor | None, dict[str, Any]]:
+        return self.likelihood, self.y, self.sites, self.weights, self.rows
 
     def _prior_slopes(self, prior: Prior, result: CVIResult) -> Tensor:
         """Scalar with the objective's gradient in what the prior depends on.
@@ -295,6 +310,8 @@ class FitProblem:
         ).sum()
 
     def _infer(self, prior: Prior, tolerance: float) -> CVIResult:
+        if self.inference != "cvi":
+            return find_sites(self.inference, prior, *self._row_data)
         return cvi(
             prior,
             self.likelihood,
@@ -430,12 +447,3 @@ class FitProblem:
     def _row_weights(self) -> Tensor:
         observed = (~torch.isnan(self.y)).to(self.y.dtype)
         return observed if self.weights is None else observed * self.weights
-
-
-def open_basis(approximation: Approximation) -> UnsupportedError:
-    """Why an energy is refused to approximations whose basis leaves part of f open."""
-    return UnsupportedError(
-        f"objective='ep' and {type(approximation).__name__}, whose basis leaves part of f open: the energy "
-        "then grows beyond the evidence where the basis explains less. Use objective='tighter_elbo', or "
-        "Exact, SparseInverseCholesky, FullScale or StateSpace."
-    )

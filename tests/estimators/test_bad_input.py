@@ -323,6 +323,7 @@ OPTIONS: list[tuple[str, Any, str]] = [
     ("hyperparameters", [1], r"hyperparameters is \[1\]"),
     ("hyperparameters", {"lengthscales": 1.0}, r"hyperparameters\['lengthscales'\] is 1\.0"),
     ("objective", "likelihood", r"objective is 'likelihood'"),
+    ("inference", "mcmc", r"inference is 'mcmc'"),
     ("optimizer", "sgd", r"optimizer is 'sgd'"),
     ("optimizer", torch.optim.Adam, r"optimizer is "),
     ("max_iter", -1, r"max_iter is -1"),

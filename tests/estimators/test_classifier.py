@@ -259,3 +259,30 @@ class TestLeaveOneOut:
             found = model.fit(X, THREE).leave_one_out()
         assert found.probabilities.shape == (60, 3)
         assert np.mean(found.probabilities.argmax(1) == THREE) > 0.6
+
+
+class TestInference:
+    @pytest.mark.parametrize("inference", ["cvi", "ep", "laplace"])
+    def test_rules_for_sites_fit_and_agree_roughly(self, inference: str, two: GPClassifier) -> None:
+        model = classifier(inference=inference).fit(X, TWO)
+        assert model.get_params()["inference"] == inference
+        assert model.score(X, TWO) > 0.85
+        difference = model.predict_proba(X)[:, 1] - two.predict_proba(X)[:, 1]
+        assert np.abs(difference).max() < 0.25
+        assert (inference == "cvi") == (np.abs(difference).max() < 1e-9)
+
+    def test_what_does_not_go_together_is_refused(self) -> None:
+        for options, error, message in (
+            ({"inference": "mcmc"}, InputError, "inference is 'mcmc'"),
+            ({"inference": "ep", "objective": "elbo"}, InputError, "do not go together"),
+            (
+                {"inference": "laplace", "approximation": "inducing"},
+                UnsupportedError,
+                "leaves part of f open",
+            ),
+            ({"inference": "ep", "batch_size": 10}, UnsupportedError, "batch_size=10"),
+        ):
+            with pytest.raises(error, match=message):
+                classifier(**options).fit(X, TWO)
+        with pytest.raises(UnsupportedError, match="couples 3 latent functions"):
+            classifier(inference="ep").fit(X, THREE)

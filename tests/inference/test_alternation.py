@@ -116,7 +116,9 @@ def test_refusals(tmp_path):
     refused(UnsupportedError, "batch_size=10", lambda: learned(Exact(), batch_size=10))
     path = str(tmp_path / "run")
     refused(UnsupportedError, "cannot be resumed", lambda: learned(Exact(), checkpoint=path))
-    refused(InputError, "one of tighter_elbo, elbo, ep", lambda: learned(Exact(), objective="EP"))
+    refused(
+        InputError, "one of auto, tighter_elbo, elbo, ep", lambda: learned(Exact(), objective="EP")
+    )
 
 
 def test_counts_and_estimators():
