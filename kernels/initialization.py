@@ -28,8 +28,9 @@ def set_lengthscales(kernel: Kernel, lengthscales: Tensor) -> None:
     r"""Start every lengthscale of a kernel at given values per input dimension.
 
     Walks through sums, products and scales, and honours `active_dims`. A kernel with one
-    lengthscale for several dimensions gets their geometric mean. Parameters that do not require a
-    gradient keep their values; values outside a constraint are moved just inside.
+    lengthscale for several dimensions gets their quadratic mean: distances are those of the widest
+    dimensions. Parameters that do not require a gradient keep their values; values outside a
+    constraint are moved just inside.
 
     The lengthscale :math:`\lambda` of a `PeriodicKernel` is relative to the period `p` and set to
     one; the period is set to :math:`p = 2 \pi \ell`, which gives the kernel the same curvature
@@ -137,7 +138,8 @@ def _set_scale(kernel: Kernel, name: str, values: Tensor) -> None:
     if not raw.requires_grad or keeps_start(kernel, name):
         return
     if raw.shape[-1] == 1:
-        values = values.log().mean(dim=-1, keepdim=True).exp()
+        widest = values.amax(dim=-1, keepdim=True)
+        values = widest * (values / widest).square().mean(dim=-1, keepdim=True).sqrt()
     target = values.to(raw).unsqueeze(-2)
     try:
         target = target.expand_as(raw)

@@ -23,6 +23,7 @@ from gpvi.kernels import KERNELS, PowerKernel, parse_kernel, set_lengthscales
 from gpvi.kernels.initialization import set_trends
 
 VALUES = torch.tensor([0.5, 2.0, 8.0], dtype=torch.float64)
+SHARED = math.sqrt((0.25 + 4.0 + 64.0) / 3.0)
 
 
 def close(actual: torch.Tensor, expected) -> bool:
@@ -38,7 +39,7 @@ def test_per_dimension_and_shared_lengthscales(kind):
     set_lengthscales(separate, VALUES)
     set_lengthscales(shared, VALUES)
     assert close(separate.lengthscale, VALUES.view(1, 3))
-    assert close(shared.lengthscale, [[2.0]])
+    assert close(shared.lengthscale, [[SHARED]])
 
 
 def test_active_dims_inside_a_composition():
@@ -50,7 +51,7 @@ def test_active_dims_inside_a_composition():
     before = kernel.kernels[0].outputscale.clone(), kernel.kernels[2].variance.clone()
     set_lengthscales(kernel, VALUES)
     assert close(kernel.kernels[0].base_kernel.lengthscale, [[8.0, 0.5]])
-    assert close(kernel.kernels[1].base_kernel.lengthscale, [[1.0]])
+    assert close(kernel.kernels[1].base_kernel.lengthscale, [[math.sqrt((0.25 + 4.0) / 2.0)]])
     assert torch.equal(kernel.kernels[0].outputscale, before[0])
     assert torch.equal(kernel.kernels[2].variance, before[1])
 
@@ -76,7 +77,7 @@ def test_periodic_kernel_starts_with_the_curvature_of_an_rbf(ard, fixed):
     set_lengthscales(rbf, VALUES)
     roughness = 0.25 if fixed else 1.0
     assert close(periodic.lengthscale, torch.full_like(periodic.lengthscale, roughness))
-    expected = 2 * math.pi * (VALUES if ard else VALUES.prod() ** (1 / 3)) / math.sqrt(roughness)
+    expected = 2 * math.pi * (VALUES if ard else SHARED) / math.sqrt(roughness)
     assert close(periodic.period_length, expected.expand_as(periodic.period_length))
     x = 1e-2 * torch.tensor([[0.0, 0.0, 0.0], [0.3, -1.0, 1.0]], dtype=torch.float64)
     drop = [1 - kernel(x).to_dense()[0, 1] for kernel in (periodic, rbf)]
@@ -126,7 +127,8 @@ def test_batches_of_kernels():
     periodic = PeriodicKernel(batch_shape=shape).double()
     set_lengthscales(periodic, separate)
     assert close(
-        periodic.period_length, 2 * math.pi * torch.tensor([2.0, 4.0]).double().view(2, 1, 1)
+        periodic.period_length,
+        2 * math.pi * torch.tensor([SHARED, 2 * SHARED]).double().view(2, 1, 1),
     )
 
 
