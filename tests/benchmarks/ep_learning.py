@@ -3,8 +3,8 @@
     python tests/benchmarks/ep_learning.py --data DIR [--folds 5]
 
 Breast cancer (scikit-learn) and ionosphere, probit, RBF with one lengthscale over columns that are
-standardised on the training rows. Mean test log density and accuracy over folds that are the same for all; CPU
-seconds of one fit.
+standardised on the training rows. Mean test log density and accuracy over folds that are the same for all;
+CPU seconds of one fit.
 """
 
 import argparse
