@@ -23,7 +23,7 @@ from gpvi.kernels import KERNELS, PowerKernel, parse_kernel, set_lengthscales
 from gpvi.kernels.initialization import set_trends
 
 VALUES = torch.tensor([0.5, 2.0, 8.0], dtype=torch.float64)
-SHARED = math.sqrt((0.25 + 4.0 + 64.0) / 3.0)
+SHARED = torch.tensor((0.25 + 4.0 + 64.0) / 3.0, dtype=torch.float64).sqrt()
 
 
 def close(actual: torch.Tensor, expected) -> bool:
@@ -39,7 +39,7 @@ def test_per_dimension_and_shared_lengthscales(kind):
     set_lengthscales(separate, VALUES)
     set_lengthscales(shared, VALUES)
     assert close(separate.lengthscale, VALUES.view(1, 3))
-    assert close(shared.lengthscale, [[SHARED]])
+    assert close(shared.lengthscale, SHARED.view(1, 1))
 
 
 def test_active_dims_inside_a_composition():
@@ -51,7 +51,7 @@ def test_active_dims_inside_a_composition():
     before = kernel.kernels[0].outputscale.clone(), kernel.kernels[2].variance.clone()
     set_lengthscales(kernel, VALUES)
     assert close(kernel.kernels[0].base_kernel.lengthscale, [[8.0, 0.5]])
-    assert close(kernel.kernels[1].base_kernel.lengthscale, [[math.sqrt((0.25 + 4.0) / 2.0)]])
+    assert close(kernel.kernels[1].base_kernel.lengthscale, [[math.sqrt(4.25 / 2.0)]])
     assert torch.equal(kernel.kernels[0].outputscale, before[0])
     assert torch.equal(kernel.kernels[2].variance, before[1])
 
@@ -128,7 +128,7 @@ def test_batches_of_kernels():
     set_lengthscales(periodic, separate)
     assert close(
         periodic.period_length,
-        2 * math.pi * torch.tensor([SHARED, 2 * SHARED]).double().view(2, 1, 1),
+        2 * math.pi * torch.stack([SHARED, 2 * SHARED]).view(2, 1, 1),
     )
 
 
