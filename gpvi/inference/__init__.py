@@ -7,6 +7,7 @@ from gpvi.inference.data_term import data_term, dual
 from gpvi.inference.ep_energy import ep_energy
 from gpvi.inference.evaluator import Ascent
 from gpvi.inference.expectation_propagation import expectation_propagation
+from gpvi.inference.fb_gvi import GaussianFit, fb_gvi
 from gpvi.inference.fit import OPTIMIZERS, WarmStart, fit
 from gpvi.inference.full_batch import maximize
 from gpvi.inference.initialization import initialize_hyperparameters, median_lengthscales
@@ -31,6 +32,7 @@ __all__ = [
     "FitProblem",
     "FitRecord",
     "FitResult",
+    "GaussianFit",
     "Minibatcher",
     "OnlineFilter",
     "ParameterVector",
@@ -43,6 +45,7 @@ __all__ = [
     "elbo",
     "ep_energy",
     "expectation_propagation",
+    "fb_gvi",
     "fingerprint",
     "fit",
     "initialize_hyperparameters",
