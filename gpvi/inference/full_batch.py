@@ -36,6 +36,9 @@ _MEMORY = 20
 _FAR = 1e8
 _LONGEST = 4.0
 
+# Points of a line search nearer than this, relatively, should have equal values but for rounding.
+_NEAR = 1e-9
+
 # Exit states of SciPy's L-BFGS-B.
 _GRADIENT_VANISHED, _LINE_SEARCH_FAILED = 0, 2
 
@@ -48,6 +51,8 @@ class _Loss:
         self._last_good: tuple[np.ndarray, Evaluation] | None = None
         # The optimiser asks for the start first; it is evaluated before, to see how steep it is.
         self._start: Evaluation | None = evaluator.evaluate(start)
+        # Points, values and slopes since the last iteration.
+        self._recent: list[tuple[np.ndarray, float, np.ndarray]] = []
 
     @property
     def first_step(self) -> np.ndarray:
@@ -66,7 +71,28 @@ class _Loss:
         else:
             self._last_good = point.copy(), result
         weight = self._evaluator.total_weight
-        return -result.value / weight, -result.gradient / weight
+        value, slope = -result.value / weight, -result.gradient / weight
+        self._recent.append((point.copy(), value, slope))
+        return value, slope
+
+    def forget(self, point: np.ndarray) -> None:
+        """Keep only what is known of the point that an iteration ended at."""
+        self._recent = [known for known in self._recent if np.array_equal(known[0], point)][-1:]
+
+    def rounding(self) -> float:
+        """By how much values differ so near to where the line search began that they should not."""
+        if not self._recent:
+            return 0.0
+        origin, value, slope = self._recent[0]
+        moves = ((point - origin, other) for point, other, _ in self._recent[1:])
+        return max(
+            (
+                abs(other - value - float(slope @ move))
+                for move, other in moves
+                if np.linalg.norm(move) < _NEAR * (1.0 + np.linalg.norm(origin))
+            ),
+            default=0.0,
+        )
 
     def _wall(self, point: np.ndarray) -> Evaluation:
         """A finite answer for a failed point that sends the line search back."""
@@ -142,6 +168,7 @@ def _ascend(
         # The optimiser's own algebra is small; the objective takes the threads that it needs.
         with serial_blas():
             loss = _Loss(evaluator, start)
+            progress.watch(loss)
             trusted = evaluator.coordinates.largest_move(loss.first_step) <= _LONGEST
             result = minimize(
                 loss,
@@ -178,20 +205,28 @@ def _ascend(
 
 
 class _Progress:
-    """Stopping rule: three iterations in a row with less than the tolerance."""
+    """Stopping rule: three iterations in a row with less than the tolerance, or than rounding lets see."""
 
     def __init__(self, tolerance: float) -> None:
         self.iterations = 0
         self.converged = False
         self._tolerance = tolerance
-        self._last = float("inf")
+        self._loss: _Loss | None = None
+        self._last = self._gain = float("inf")
         self._slow = 0
+
+    def watch(self, loss: _Loss) -> None:
+        """Tell a loss where iterations end, and ask it how exact its values are."""
+        self._loss = loss
 
     def __call__(self, intermediate_result: OptimizeResult) -> None:
         value = float(intermediate_result.fun)
         self.iterations += 1
-        self._slow = self._slow + 1 if self._last - value < self._tolerance else 0
+        self._gain = self._last - value
+        self._slow = self._slow + 1 if self._gain < self._tolerance else 0
         self._last = value
+        if self._loss is not None:
+            self._loss.forget(intermediate_result.x)
         if self._slow >= 3:
             self.converged = True
             raise StopIteration
@@ -202,4 +237,7 @@ class _Progress:
             return f"three iterations gained less than {self._tolerance:g} nats per row each", True
         if result.status == _LINE_SEARCH_FAILED and self._slow:
             return "the last iteration gained next to nothing and no better point was found", True
+        rounding = 0.0 if self._loss is None else self._loss.rounding()
+        if result.status == _LINE_SEARCH_FAILED and self._gain < rounding:
+            return "what a step still gains is lost in the rounding errors of the objective", True
         return str(result.message), result.status == _GRADIENT_VANISHED

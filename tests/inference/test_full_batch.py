@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gpytorch.kernels import RBFKernel, ScaleKernel
+from scipy.optimize import OptimizeResult
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
@@ -15,6 +16,8 @@ from gpvi.approximations import Exact, GaussianProcess, InducingPoints
 from gpvi.exceptions import ConvergenceWarning, NotPositiveDefiniteError, NumericalError
 from gpvi.inference import FitProblem, FitRecord, fit, initialize_hyperparameters, maximize
 from gpvi.inference.coordinates import Curvature
+from gpvi.inference.evaluator import Evaluation
+from gpvi.inference.full_batch import _Loss, _Progress
 from gpvi.kernels import parse_kernel
 from gpvi.likelihoods import BernoulliLikelihood, GaussianLikelihood, as_likelihood
 
@@ -300,3 +303,38 @@ def edge_fit(scale):
     gp, likelihood = GaussianProcess(parse_kernel("matern52", 2)), GaussianLikelihood()
     initialize_hyperparameters(gp, likelihood, x, y, torch.Generator().manual_seed(0))
     return fit(gp, Exact(), likelihood, x, y, generator=torch.Generator().manual_seed(0))
+
+
+class TestRounding:
+    """A covariance that is nearly singular makes values jump by more than a step gains."""
+
+    @pytest.mark.parametrize(("jump", "converged"), [(0.0, False), (1e-3, True)])
+    def test_a_line_search_lost_in_rounding_errors_is_the_end(
+        self, jump: float, converged: bool
+    ) -> None:
+        loss = _Loss(_Jumping(jump), np.zeros(2))
+        progress = _Progress(1e-9)
+        progress.watch(loss)
+        for point in (np.zeros(2), np.array([0.5, 0.5])):
+            value, _ = loss(point)
+            progress(intermediate_result=OptimizeResult(fun=value, x=point))
+        for distance in (1e-2, 1e-12, 1e-15):
+            loss(point + distance)
+        failed = OptimizeResult(status=2, message="ABNORMAL: ")
+        message, ended = progress.judge(failed)
+        assert ended is converged
+        assert ("rounding" in message) is converged
+
+
+class _Jumping:
+    """A parabola of 1e-4, with a jump wherever the optimiser has not been before."""
+
+    total_weight = 1.0
+
+    def __init__(self, jump: float) -> None:
+        self._jump = jump
+
+    def evaluate(self, point: np.ndarray) -> Evaluation:
+        jump = 0.0 if np.isin(point, (0.0, 0.5)).all() else self._jump
+        distance = point - 1.0
+        return Evaluation(-1e-4 * float(distance @ distance) - jump, -2e-4 * distance)
